@@ -1,0 +1,67 @@
+"""What stands before and after the haystack: the task, the question, the beginning of the answer."""
+
+from dataclasses import dataclass
+
+from needles.needle import Needle
+from needles.tokenizer import Tokenizer
+
+_TASK = (
+    "A special magic number is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the number afterwards.\n"
+)
+_QUESTION = "\nWhat is the special magic number for {key} mentioned in the provided text?"
+_ANSWER_PREFIX = "The special magic number for {key} mentioned in the provided text is"
+_KEY = "{key}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """The text round a haystack. The value itself is written after it, with one space before."""
+
+    name: str
+    """What results call it."""
+
+    before: str
+    """From the start of the document to the haystack."""
+
+    after: str
+    """From the haystack to the value; {key} stands for the needle's key."""
+
+    add_special_tokens: bool
+    """Whether the tokenizer adds its special tokens. False where the text holds them already."""
+
+    def write(self, haystack: str, needle: Needle) -> str:
+        """Return the whole document as text, ending with the needle's value. The needle is not put in here."""
+        return f"{self.before}{haystack}{self.after.replace(_KEY, needle.key)} {needle.value}"
+
+
+RULER_BASE = Prompt(name="ruler-base", before=_TASK, after=f"{_QUESTION} {_ANSWER_PREFIX}", add_special_tokens=True)
+"""For base models. Source: LongRoPE2, arXiv:2502.20082, appendix C, after RULER, arXiv:2404.06654."""
+
+
+def chat_prompt(tokenizer: Tokenizer) -> Prompt:
+    """Return the same task as a user's message in the model's own chat template, the answer begun for the model.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that leaves out the user's message.
+    """
+    placeholder = "HAYSTACK"
+    message = {"role": "user", "content": f"{_TASK}{placeholder}{_QUESTION}"}
+    before, found, after = _apply_template(tokenizer, message).partition(placeholder)
+    if not found:
+        raise ValueError(
+            "the chat template must repeat the user's message, got a text without it. Use the base prompt."
+        )
+    space = "" if after[-1:].isspace() else " "
+    return Prompt(name="ruler-chat", before=before, after=f"{after}{space}{_ANSWER_PREFIX}", add_special_tokens=False)
+
+
+def _apply_template(tokenizer: Tokenizer, message: dict[str, str]) -> str:
+    try:
+        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    except ValueError as error:
+        raise ValueError(
+            "a chat prompt needs a tokenizer with a chat template, got none. Use the base prompt."
+        ) from error
+    assert isinstance(text, str)
+    return text
