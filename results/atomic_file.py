@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; it takes the place of `path` at the end, in one step.
+
+    An error on the way leaves `path` as it was and nothing beside it. For one writer at a time.
+
+    Args:
+        path: File to write or replace; its folder exists.
+
+    Yields:
+        Path of the temporary file; hidden, in the same folder.
+
+    Raises:
+        OSError: The folder is missing or not writable, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; line breaks stay as they are.
+
+    Args:
+        path: File to write or replace; its folder exists.
+        text: What it will hold.
+
+    Raises:
+        OSError: The folder is missing or not writable, or the disk is full.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,90 @@
+"""The table that ends a run: every method's perplexities, best first."""
+
+import io
+import math
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from results.summary import MethodResult, Summary, best_result
+
+CAPTION = (
+    "Lower is better. * marks the winner: the lowest perplexity on the held-out documents. "
+    "Up to its original length the model keeps its own rotation, without attention temperature."
+)
+
+
+def results_table(summary: Summary) -> Table:
+    """Return the methods as a table, lowest held-out perplexity first, those without one last.
+
+    Args:
+        summary: What the run found.
+
+    Returns:
+        A table for a rich console; it fits 80 columns and needs neither colour nor a terminal.
+    """
+    lengths = f"{summary.target_length} tokens (original {summary.original_length})"
+    table = Table(
+        title=f"Perplexity of the needles' answers at {lengths}",
+        title_justify="left",
+        caption=CAPTION,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    table.add_column("", width=1)
+    table.add_column("method", overflow="fold")
+    for header in (
+        "critical\ndimension",
+        "attention\ntemperature",
+        "perplexity\nsearch\ndocuments",
+        "perplexity\nheld-out\ndocuments",
+        "perplexity\noriginal\nlength",
+    ):
+        table.add_column(header, justify="right")
+    winner = best_result(summary.methods)
+    for result in sorted(summary.methods, key=_rank):
+        mark, style = ("*", "bold") if result is winner else ("", None)
+        table.add_row(mark, *_cells(result), style=style)
+    return table
+
+
+def to_string(summary: Summary, *, width: int = 80) -> str:
+    """Return the table as plain text for a file or a log: no control codes, no trailing blanks.
+
+    Args:
+        summary: What the run found.
+        width: Columns to fill at most.
+
+    Returns:
+        The table's lines, ending in a line break.
+    """
+    plain = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    with plain.capture() as capture:
+        plain.print(results_table(summary))
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def _rank(result: MethodResult) -> float:
+    return math.inf if math.isnan(result.heldout_perplexity) else result.heldout_perplexity
+
+
+def _cells(result: MethodResult) -> tuple[Text, ...]:
+    texts = (
+        result.name,
+        "-" if result.critical_dim is None else str(result.critical_dim),
+        f"{result.attention_temperature:.4f}",
+        _perplexity(result.search_perplexity),
+        _perplexity(result.heldout_perplexity),
+        _perplexity(result.original_perplexity),
+    )
+    return tuple(Text(text) for text in texts)
+
+
+def _perplexity(value: float) -> str:
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.4f}" if value < 100_000 else f"{value:.3e}"

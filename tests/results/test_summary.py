@@ -1,0 +1,164 @@
+"""The summary, and who wins."""
+
+import json
+import math
+from typing import Literal
+
+import pytest
+
+from results.summary import MethodResult, Summary, best_formula, best_result, heldout_gain
+
+NAN = math.nan
+
+
+def result(
+    name: str,
+    heldout: float,
+    *,
+    kind: Literal["formula", "searched"] = "formula",
+    temperature: float = 1.0,
+    search: float = 2.0,
+) -> MethodResult:
+    return MethodResult(
+        name=name,
+        kind=kind,
+        critical_dim=7 if kind == "searched" else None,
+        attention_temperature=temperature,
+        search_perplexity=search,
+        heldout_perplexity=heldout,
+        original_perplexity=1.1,
+    )
+
+
+METHODS = (
+    result("none", 80.0),
+    result("yarn", 9.5, temperature=1.1386),
+    result("yarn", 9.0, temperature=1.118),
+    result("longrope2-search", 6.25, kind="searched", temperature=1.118),
+    result("broken", NAN, kind="searched"),
+)
+
+
+def summary(*methods: MethodResult) -> Summary:
+    return Summary(
+        model="models/tiny",
+        original_length=256,
+        target_length=1024,
+        seed=3,
+        num_document_forwards=1200,
+        seconds=61.5,
+        run_directory="runs/one",
+        methods=methods,
+    )
+
+
+def test_the_lowest_heldout_perplexity_wins_whatever_the_search_documents_say() -> None:
+    better_on_seen = result("overfit", 7.0, kind="searched", search=1.01)
+    assert best_result([*METHODS, better_on_seen]).name == "longrope2-search"
+
+
+@pytest.mark.parametrize("methods", [METHODS, METHODS[::-1]])
+def test_nan_never_wins_wherever_it_stands(methods: tuple[MethodResult, ...]) -> None:
+    assert best_result(methods).name == "longrope2-search"
+
+
+def test_a_formula_wins_a_draw() -> None:
+    assert best_result([result("found", 2.0, kind="searched"), result("yarn", 2.0)]).name == "yarn"
+
+
+def test_the_best_formula_comes_with_its_best_temperature() -> None:
+    best = best_formula(METHODS)
+    assert (best.name, best.attention_temperature) == ("yarn", 1.118)
+
+
+def test_the_gain_compares_losses_in_nats() -> None:
+    methods = [result("yarn", math.exp(1.0)), result("found", math.exp(0.75), kind="searched")]
+    assert heldout_gain(methods) == pytest.approx(0.25, rel=1e-12)
+
+
+def test_the_gain_at_the_measured_figures() -> None:
+    # 1 - ln 6.25 / ln 9 = 1 - 1.8325815 / 2.1972246, by a pocket calculator
+    assert heldout_gain(METHODS) == pytest.approx(0.1659563, abs=1e-7)
+
+
+def test_a_formula_that_wins_gains_nothing_even_without_any_loss_left() -> None:
+    assert heldout_gain([result("found", 1.0, kind="searched"), result("yarn", 1.0)]) == 0.0
+
+
+def test_without_a_measured_formula_there_is_no_gain() -> None:
+    assert math.isnan(heldout_gain([result("found", 2.0, kind="searched"), result("yarn", NAN)]))
+
+
+def test_the_json_has_what_a_reader_looks_for() -> None:
+    document = json.loads(summary(*METHODS).to_json())
+    assert document["winner"] == "longrope2-search"
+    assert document["gain"] == pytest.approx(0.1659563, abs=1e-7)
+    assert (document["seed"], document["num_document_forwards"], document["seconds"]) == (3, 1200, 61.5)
+    assert [method["name"] for method in document["methods"]] == [method.name for method in METHODS]
+    assert document["methods"][3] == {
+        "name": "longrope2-search",
+        "kind": "searched",
+        "critical_dim": 7,
+        "attention_temperature": 1.118,
+        "search_perplexity": 2.0,
+        "heldout_perplexity": 6.25,
+        "original_perplexity": 1.1,
+    }
+
+
+def test_json_has_null_for_what_is_no_finite_number() -> None:
+    text = summary(*METHODS, result("endless", math.inf)).to_json()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    heldout = [method["heldout_perplexity"] for method in json.loads(text)["methods"]]
+    assert heldout == [80.0, 9.5, 9.0, 6.25, None, None]
+
+
+def test_a_summary_comes_back_from_json_as_it_was() -> None:
+    written = summary(*METHODS[:4])
+    assert Summary.from_json(written.to_json()) == written
+
+
+def test_a_perplexity_that_is_missing_comes_back_as_nan() -> None:
+    read = Summary.from_json(summary(*METHODS).to_json())
+    assert math.isnan(read.methods[4].heldout_perplexity)
+    assert read.methods[0].critical_dim is None
+
+
+def test_no_winner_is_an_error() -> None:
+    message = r"^a winner must have a held-out perplexity, got none from 2 results\. Look for .*$"
+    with pytest.raises(ValueError, match=message):
+        best_result([result("one", NAN), result("two", NAN)])
+    with pytest.raises(ValueError, match=message):
+        summary(result("one", NAN), result("two", NAN))
+
+
+def test_no_formula_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^a winner must have a held-out perplexity, got none from 0 results\. .*$"):
+        best_formula([result("found", 2.0, kind="searched")])
+
+
+@pytest.mark.parametrize("text", ["", "{", "not json"])
+def test_text_that_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^a summary must be JSON, got something else: .*\. Was the file cut\?$"):
+        Summary.from_json(text)
+
+
+@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2")])
+def test_another_schema_version_is_refused(text: str, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^a summary must have schema version 1, got {found}\. .*$"):
+        Summary.from_json(text)
+
+
+@pytest.mark.parametrize("change", [{"methods": None}, {"methods": ["yarn"]}, {"colour": "red"}, {"methods": [{}]}])
+def test_other_keys_are_refused(change: dict[str, object]) -> None:
+    document = {**json.loads(summary(*METHODS).to_json()), **change}
+    with pytest.raises(ValueError, match=r"^a summary must have the keys that Ropewalk writes, got a fault: .*$"):
+        Summary.from_json(json.dumps(document))
+
+
+def test_a_missing_key_is_refused() -> None:
+    document = json.loads(summary(*METHODS).to_json())
+    del document["methods"]
+    with pytest.raises(ValueError, match=r"^a summary must have the keys that Ropewalk writes, got a fault: 'methods'"):
+        Summary.from_json(json.dumps(document))

@@ -1,0 +1,107 @@
+"""The table that ends a run."""
+
+import math
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from results.summary import MethodResult, Summary
+from results.table import results_table, to_string
+
+
+def result(name: str, heldout: float, temperature: float = 1.0, critical_dim: int | None = None) -> MethodResult:
+    return MethodResult(
+        name=name,
+        kind="searched" if critical_dim else "formula",
+        critical_dim=critical_dim,
+        attention_temperature=temperature,
+        search_perplexity=heldout - 0.5,
+        heldout_perplexity=heldout,
+        original_perplexity=1.0625,
+    )
+
+
+SUMMARY = Summary(
+    model="models/tiny",
+    original_length=256,
+    target_length=1024,
+    seed=0,
+    num_document_forwards=100,
+    seconds=1.0,
+    run_directory="runs/one",
+    methods=(
+        result("none", 123456.0),
+        result("broken[red]", math.nan),
+        result("yarn", 9.5, 1.1386),
+        result("longrope2-search", 6.25, 1.118, critical_dim=7),
+        result("yarn", 9.0, 1.118),
+    ),
+)
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the words of the methods' rows."""
+    body = text.split("─\n", 1)[1].split("Lower is better")[0]
+    return [line.split() for line in body.splitlines() if line.strip()]
+
+
+def test_rows_are_sorted_by_heldout_perplexity_and_the_winner_is_marked() -> None:
+    assert rows(to_string(SUMMARY)) == [
+        ["*", "longrope2-search", "7", "1.1180", "5.7500", "6.2500", "1.0625"],
+        ["yarn", "-", "1.1180", "8.5000", "9.0000", "1.0625"],
+        ["yarn", "-", "1.1386", "9.0000", "9.5000", "1.0625"],
+        ["none", "-", "1.0000", "1.235e+05", "1.235e+05", "1.0625"],
+        ["broken[red]", "-", "1.0000", "n/a", "n/a", "1.0625"],
+    ]
+
+
+def test_the_header_and_the_caption_say_how_to_read_it() -> None:
+    words = " ".join(to_string(SUMMARY).split())
+    assert "Perplexity of the needles' answers at 1024 tokens (original 256)" in words
+    assert "Lower is better. * marks the winner: the lowest perplexity on the held-out documents." in words
+    assert "Up to its original length the model keeps its own rotation, without attention temperature." in words
+    for header in (
+        "method",
+        "critical",
+        "dimension",
+        "temperature",
+        "perplexity perplexity perplexity",
+        "search held-out original",
+    ):
+        assert header in words
+
+
+def test_it_fits_80_columns_without_folding_a_row() -> None:
+    assert max(len(line) for line in to_string(SUMMARY).splitlines()) <= 80
+    assert len(rows(to_string(SUMMARY))) == len(SUMMARY.methods)
+
+
+def test_a_long_name_is_folded_and_not_cut() -> None:
+    name = "a-method-with-a-name-that-is-longer-than-its-column"
+    text = to_string(replace(SUMMARY, methods=(result(name, 2.0),)))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "".join(row[0] for row in rows(text.replace("*", " "))) == name
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "COLUMNS"])
+def test_text_has_no_control_codes_whatever_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    plain = to_string(SUMMARY)
+    monkeypatch.setenv(variable, "40")
+    assert to_string(SUMMARY) == plain
+    assert all(character.isprintable() or character == "\n" for character in plain)
+    assert not any(line.endswith(" ") for line in plain.splitlines())
+
+
+def test_a_console_without_a_terminal_prints_no_control_codes() -> None:
+    file = StringIO()
+    Console(file=file, width=80, force_terminal=False).print(results_table(SUMMARY))
+    assert "\x1b" not in file.getvalue()
+
+
+def test_a_terminal_shows_the_winner_in_bold() -> None:
+    file = StringIO()
+    Console(file=file, width=80, force_terminal=True, color_system="standard").print(results_table(SUMMARY))
+    winner = next(line for line in file.getvalue().splitlines() if "longrope2-search" in line)
+    assert "\x1b[1m" in winner
