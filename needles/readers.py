@@ -98,7 +98,7 @@ def read_saved_dataset(folder: Path, column: str) -> Iterator[Text]:
         names = [file["filename"] for file in state["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"state.json in {folder} must list the files of a saved dataset, got something else. Save the dataset again."
+            f"state.json in {folder} must list the files of a saved dataset, got something else. Save it again."
         ) from error
     for name in names:
         yield from _read_arrow(folder / name, name, column)

@@ -53,19 +53,32 @@ class RunDirectory:
                 "Choose another with --run-dir."
             ) from error
 
-    @classmethod
-    def _started(cls, folder: Path, resolved_config: Mapping[str, object]) -> "RunDirectory":
+    @staticmethod
+    def check_free(path: str | Path) -> None:
+        """Refuse a folder in which no run can be started, before hours were spent; nothing is written.
+
+        Args:
+            path: Folder; missing or empty.
+
+        Raises:
+            ValueError: The folder holds a run or other files, or is no folder.
+        """
+        folder = Path(path).expanduser().absolute()
         if _holds_run(folder):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one that already holds a run. "
-                "Continue that run with --resume, or choose another folder with --run-dir."
+                "Choose another folder with --run-dir."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one with other files in it. "
                 "Choose another folder with --run-dir."
             )
+
+    @classmethod
+    def _started(cls, folder: Path, resolved_config: Mapping[str, object]) -> "RunDirectory":
+        cls.check_free(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         config = _as_yaml(resolved_config)
         config_sha256 = _sha256(config)
         write_text(folder / CONFIG, config)

@@ -204,7 +204,7 @@ class RescaleFactors:
         temporary = Path(f"{path}.{os.getpid()}.tmp")
         try:
             temporary.write_text(self.to_json(), encoding="utf-8")
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 

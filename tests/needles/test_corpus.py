@@ -96,7 +96,7 @@ def test_no_more_of_a_corpus_is_read_than_is_needed(tmp_path: Path) -> None:
     with source.open("a") as file:
         file.write("a line that is not JSON")
     assert read_split(source, "search", num_characters=500).pieces
-    with pytest.raises(ValueError, match="a.jsonl:1001 must be one JSON object"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1001 must be one JSON object"):
         read_split(source, "search", num_characters=EVERYTHING)
 
 

@@ -1,0 +1,1 @@
+"""What to try next, and the loop: the search over rescale factors and the `ropewalk` command."""

@@ -1,0 +1,156 @@
+"""The configuration of a whole search: one small frozen class per owner."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from rope.methods import METHODS
+from search.samplers.cma import CmaConfig
+from search.samplers.longrope2 import EvolutionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsConfig:
+    """The needle documents that score candidates, and those that judge the winner."""
+
+    column: str = "text"
+    """Column of the text in JSON lines, Parquet and datasets."""
+    prompt: Literal["ruler", "chat"] = "ruler"
+    """RULER's prompt for base models, or the same through the tokenizer's chat template."""
+    num_search: int = 10
+    """Documents of the target length that every candidate is scored on."""
+    num_heldout: int = 10
+    """Documents of the target length, of other text and needles, that decide the winner."""
+    num_original: int = 10
+    """Held-out documents of the original length."""
+    batch_size: int = 1
+    """Documents in one forward."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_search", "num_heldout", "num_original", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"documents.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceConfig:
+    """What the search is free to change."""
+
+    critical_dims: list[int] | None = None
+    """Candidates for the real critical dimension (pair indices from 0); default: from ten periods inside the
+    original window up to the theoretical one."""
+    low: float | None = None
+    """Smallest factor from the critical dimension up; default: the scale, as in the paper."""
+    high: float | None = None
+    """Largest factor; default: twice the scale, as in the paper."""
+    step: float = 0.01
+    """Grid step of the factors."""
+    attention_temperature: float | str = "longrope"
+    """Temperature of every candidate: none, longrope, yarn, a number, or best (that of the best formula)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormulasConfig:
+    """The closed-form methods that are measured first, in the same study and on the same documents."""
+
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    """Names of methods."""
+    temperatures: list[float | str] = field(default_factory=lambda: ["paper", "none", "longrope", "yarn"])
+    """Temperatures that each method is measured with: paper (its own), none, longrope, yarn or a number. The one
+    that the search uses is always measured too."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.methods) - set(METHODS))
+        if unknown or not self.methods:
+            raise ValueError(
+                f"formulas.methods must name at least one of {', '.join(METHODS)}, got "
+                f"{', '.join(unknown) or 'an empty list'}. Choose from these."
+            )
+        if not self.temperatures or "best" in self.temperatures:
+            raise ValueError(
+                f"formulas.temperatures must hold at least one of paper, none, longrope, yarn or a number, got "
+                f"{self.temperatures}. Choose from these."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A whole search."""
+
+    model: str = ""
+    """Folder of a Hugging Face causal LM, or a .gguf file."""
+    corpus: str = ""
+    """Haystack: text file, JSON lines, Parquet, saved dataset, a folder of them, or `noise` or `distractors`."""
+    target_length: int = 0
+    """Window to reach, tokens."""
+    original_length: int | None = None
+    """Pre-training window in tokens, where the model's config does not say it (or says it wrong)."""
+    gguf_file: str | None = None
+    """Name of a GGUF file inside the folder given as the model."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of weights and activations; angles are always float32."""
+    device: str = "auto"
+    """Where the model runs: auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    """The needle documents."""
+    formulas: FormulasConfig = field(default_factory=FormulasConfig)
+    """The formulas to beat."""
+    algorithm: Literal["longrope2", "cma"] = "longrope2"
+    """The paper's evolution from a critical dimension upward, or CMA-ES over all pairs and the temperature."""
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    """The space of algorithm longrope2."""
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    """The evolution of algorithm longrope2."""
+    cma: CmaConfig = field(default_factory=CmaConfig)
+    """CMA-ES, of algorithm cma."""
+    num_finalists: int = 3
+    """Best searched candidates that are measured on the held-out documents."""
+    seed: int = 0
+    """The one seed: documents and search follow from it."""
+    workers: int = 0
+    """Ray actors that score; 0 scores in this process without Ray."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each Ray actor."""
+    cpus_per_worker: float = 1.0
+    """CPUs of each Ray actor."""
+    run_dir: str | None = None
+    """Folder for everything the run leaves; default: runs/<date and time>."""
+    storage: str | None = None
+    """Optuna storage URL; default: a journal file in the run directory."""
+
+    def __post_init__(self) -> None:
+        required = {
+            "--model": self.model,
+            "--corpus": self.corpus,
+            "--target-length": self.target_length > 0,
+        }
+        missing = [flag for flag, value in required.items() if not value]
+        if missing:
+            raise ValueError(f"a search needs {', '.join(missing)}; give them as options or in a file by --config")
+        owners = {"space": SpaceConfig(), "evolution": EvolutionConfig(), "cma": CmaConfig()}
+        unused = {"longrope2": ["cma"], "cma": ["space", "evolution"]}[self.algorithm]
+        changed = [name for name in unused if getattr(self, name) != owners[name]]
+        if changed:
+            raise ValueError(
+                f"settings of {' and '.join(changed)} must go with their own algorithm, got them with --algorithm "
+                f"{self.algorithm}, where they have no effect. Leave them out."
+            )
+        if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker < 0:
+            raise ValueError("--workers, --gpus-per-worker and --cpus-per-worker must not be negative")
+        if self.num_finalists < 1:
+            raise ValueError(f"--num-finalists must be at least 1, got {self.num_finalists}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
+
+
+def resolved_config(config: SearchConfig) -> dict[str, object]:
+    """Return every setting of a run as what YAML can hold, the password of a storage URL left out."""
+    settings = asdict(config)
+    if config.storage is not None:
+        settings["storage"] = without_password(config.storage)
+    return settings
+
+
+def without_password(url: str) -> str:
+    """Return a URL with *** in place of its password."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)

@@ -1,0 +1,34 @@
+"""Where a run's results go: never into Ray's temporary copy of the working directory."""
+
+from datetime import datetime
+from pathlib import Path
+
+RUNS = "runs"
+"""Folder of runs that were given no directory."""
+_RAY_COPY = ("runtime_resources", "working_dir_files")
+
+
+def run_directory_path(chosen: str | None, *, now: datetime, working_dir: Path, home: Path) -> Path:
+    """Return the absolute folder for a run's results.
+
+    A job that was submitted to Ray works in a copy of the user's folder that Ray deletes, so what is relative there
+    is taken from `home / "ropewalk"` instead.
+
+    Args:
+        chosen: What the user asked for; None for runs/<date>-<time>.
+        now: Start of the run.
+        working_dir: The process's working directory.
+        home: The user's home folder.
+
+    Raises:
+        ValueError: `chosen` lies inside Ray's copy.
+    """
+    inside_ray_copy = all(part in working_dir.parts for part in _RAY_COPY)
+    root = home / "ropewalk" if inside_ray_copy else working_dir
+    path = root / (Path(chosen).expanduser() if chosen else Path(RUNS) / f"{now:%Y%m%d-%H%M%S}")
+    if inside_ray_copy and path.is_relative_to(working_dir):
+        raise ValueError(
+            f"results must not lie in Ray's temporary copy of the working directory, got {path}. "
+            "Give a folder elsewhere with --run-dir."
+        )
+    return path

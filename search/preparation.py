@@ -1,0 +1,184 @@
+"""What a search needs before its first measurement: documents, formulas, the space, a scorer."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from needles.corpus import Split
+from needles.document import NeedleDocument, build_documents
+from needles.prompts import RULER_BASE, chat_prompt
+from results.measurement import candidate_key
+from rope.critical_dimension import critical_dim_candidates
+from rope.factors import RescaleFactors
+from rope.methods import METHODS, PAPER_TEMPERATURE
+from rope.temperature import attention_temperature
+from search.config import SearchConfig
+from search.monotone_space import MonotoneSpace
+from search.samplers.cma import CmaSampler
+from search.samplers.generational import GenerationalSampler
+from search.samplers.longrope2 import LongRoPE2Sampler
+from search.space import SearchSpace
+from workers.local import LocalScorer
+from workers.model import ModelDescription, load_model
+from workers.pool import RayPool
+from workers.scorer import Scorer
+from workers.scoring import NeedleScoring
+
+BEST = "best"
+"""The temperature choice that stands for the best formula's."""
+PAPER = "paper"
+"""The temperature choice that stands for a formula's own."""
+
+
+class RunDocuments(NamedTuple):
+    """The documents of a run; no two share a needle, and those to search on share no text with the others."""
+
+    search: list[NeedleDocument]
+    """Target length; every candidate is scored on them."""
+    heldout: list[NeedleDocument]
+    """Target length; they decide the winner."""
+    original: list[NeedleDocument]
+    """Original length, from the held-out text."""
+
+    @property
+    def all(self) -> list[NeedleDocument]:
+        """All of them."""
+        return [*self.search, *self.heldout, *self.original]
+
+
+def build_run_documents(config: SearchConfig, model: ModelDescription) -> RunDocuments:
+    """Return the run's documents, drawn from its seed.
+
+    Raises:
+        ValueError: As `build_documents`; the target is not above the original length.
+    """
+    original_length = model.geometry.original_length
+    if config.target_length <= original_length:
+        raise ValueError(
+            f"--target-length must be above the model's original window of {original_length} tokens, "
+            f"got {config.target_length}. Ask for more, or set the window with --original-length."
+        )
+    prompt = chat_prompt(model.tokenizer) if config.documents.prompt == "chat" else RULER_BASE
+    built: list[NeedleDocument] = []
+
+    def build(split: Split, num: int, length: int) -> list[NeedleDocument]:
+        documents = build_documents(
+            model.tokenizer,
+            config.corpus,
+            split=split,
+            num_documents=num,
+            length=length,
+            rng=np.random.default_rng([config.seed, len(built)]),
+            prompt=prompt,
+            taken=[document.needle for document in built],
+            column=config.documents.column,
+        )
+        built.extend(documents)
+        return documents
+
+    return RunDocuments(
+        search=build("search", config.documents.num_search, config.target_length),
+        heldout=build("heldout", config.documents.num_heldout, config.target_length),
+        original=build("heldout", config.documents.num_original, original_length),
+    )
+
+
+def batches_of(documents: Sequence[NeedleDocument], batch_size: int) -> list[tuple[str, ...]]:
+    """Return the ids of documents of one length, in batches for one forward each."""
+    ids = [document.id for document in documents]
+    return [tuple(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+
+
+def formula_factors(config: SearchConfig, model: ModelDescription) -> list[RescaleFactors]:
+    """Return every formula at every temperature that the configuration asks for, each distinct candidate once.
+
+    The temperature that the search uses is among them, so that formulas and candidates can be compared fairly.
+    """
+    searched = [config.space.attention_temperature] if config.algorithm == "longrope2" else []
+    choices = [*config.formulas.temperatures, *searched]
+    found: dict[str, RescaleFactors] = {}
+    for name in config.formulas.methods:
+        factors = METHODS[name](
+            model.geometry.rotary_dim,
+            model.geometry.base,
+            original_length=model.geometry.original_length,
+            target_length=config.target_length,
+        )
+        for choice in choices:
+            if choice == BEST:
+                continue
+            temperature = attention_temperature(
+                PAPER_TEMPERATURE[name] if choice == PAPER else choice,
+                scale=factors.scale,
+                original_length=factors.original_length,
+            )
+            candidate = factors.with_temperature(temperature)
+            found.setdefault(candidate_key(candidate), candidate)
+    return list(found.values())
+
+
+def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> GenerationalSampler:
+    """Return the sampler that the configuration asks for; CMA-ES starts from the best formula.
+
+    Raises:
+        ValueError: The space is empty, or the population has no room for what it must begin with.
+    """
+    if config.algorithm == "cma":
+        high = 4 * best_formula.scale if config.cma.high is None else config.cma.high
+        space = MonotoneSpace(template=best_formula, high=high)
+        return CmaSampler(space, config.cma, start=best_formula, seed=config.seed)
+    return LongRoPE2Sampler(_longrope2_space(config, model, best_formula), config.evolution, seed=config.seed)
+
+
+def _longrope2_space(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> SearchSpace:
+    geometry = model.geometry
+    scale = config.target_length / geometry.original_length
+    choice = config.space.attention_temperature
+    temperature = (
+        best_formula.attention_temperature
+        if choice == BEST
+        else attention_temperature(choice, scale=scale, original_length=geometry.original_length)
+    )
+    candidates = critical_dim_candidates(geometry.rotary_dim, geometry.base, geometry.original_length)
+    return SearchSpace(
+        rotary_dim=geometry.rotary_dim,
+        base=geometry.base,
+        original_length=geometry.original_length,
+        target_length=config.target_length,
+        critical_dims=tuple(candidates if config.space.critical_dims is None else sorted(config.space.critical_dims)),
+        low=scale if config.space.low is None else config.space.low,
+        high=2 * scale if config.space.high is None else config.space.high,
+        step=config.space.step,
+        attention_temperature=temperature,
+    )
+
+
+@contextmanager
+def open_scorer(config: SearchConfig, documents: Sequence[NeedleDocument]) -> Iterator[Scorer]:
+    """Yield the scorer that the configuration asks for, in this process or on Ray, and close it at the end."""
+    load = partial(
+        load_model,
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        gguf_file=config.gguf_file,
+        original_length=config.original_length,
+    )
+    scorer: Scorer
+    if config.workers == 0:
+        scorer = LocalScorer(NeedleScoring(load(), documents))
+    else:
+        scorer = RayPool(
+            load,
+            documents,
+            num_workers=config.workers,
+            gpus_per_worker=config.gpus_per_worker,
+            cpus_per_worker=config.cpus_per_worker,
+        )
+    try:
+        yield scorer
+    finally:
+        scorer.close()

@@ -1,0 +1,1 @@
+"""Samplers: how the next candidate is chosen, each an `optuna.samplers.BaseSampler`."""

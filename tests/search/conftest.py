@@ -1,0 +1,123 @@
+"""A space of 16 pairs, a scorer that measures a plain function of the factors, and a ledger in a temporary folder."""
+
+import io
+import json
+from collections.abc import Callable
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from rich.console import Console
+
+from results.measurement import Measurement, candidate_key
+from results.store import MeasurementStore
+from rope.factors import RescaleFactors
+from search.evolution import Ledger
+from search.progress import SearchProgress
+from search.space import SearchSpace
+from workers.scorer import Scorer, Task
+
+Loss = Callable[[RescaleFactors, str], float]
+
+SPACE: dict[str, Any] = {
+    "rotary_dim": 32,
+    "base": 10_000.0,
+    "original_length": 256,
+    "target_length": 2048,
+    "critical_dims": (3, 4, 5, 6, 7),
+    "low": 8.0,
+    "high": 16.0,
+    "step": 0.01,
+    "attention_temperature": 1.25,
+}
+
+
+class FunctionScorer:
+    """Measures tasks with a function of factors and document; a loss that is not finite is a failure.
+
+    Without a generator tasks finish in the order of submission, with one in a random order.
+    """
+
+    def __init__(self, loss: Loss, *, capacity: int = 1, rng: np.random.Generator | None = None) -> None:
+        self._loss = loss
+        self._capacity = capacity
+        self._rng = rng
+        self._in_flight: list[Task] = []
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def submit(self, task: Task) -> None:
+        assert len(self._in_flight) < self.capacity, "more tasks in flight than the capacity"
+        self._in_flight.append(task)
+
+    def collect(self) -> list[Measurement]:
+        if not self._in_flight:
+            return []
+        chosen = 0 if self._rng is None else int(self._rng.integers(len(self._in_flight)))
+        task = self._in_flight.pop(chosen)
+        return [self._measure(task.candidate, document) for document in task.documents]
+
+    def close(self) -> None:
+        self._in_flight.clear()
+
+    def _measure(self, factors: RescaleFactors, document: str) -> Measurement:
+        loss = self._loss(factors, document)
+        failed = not np.isfinite(loss)
+        return Measurement(
+            candidate=candidate_key(factors),
+            document=document,
+            split="search",
+            depth=0.5,
+            sum_nll=nan if failed else loss,
+            num_tokens=0 if failed else 1,
+            seconds=0.0,
+            failure=f"cannot read {document}" if failed else None,
+        )
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str], Any]:
+    """Published numbers by file name."""
+    folder = Path(__file__).parents[1] / "oracles"
+    return lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def make_space() -> Callable[..., SearchSpace]:
+    """Makes a space of 16 pairs from 256 to 2048 tokens, with changes."""
+    return lambda **changes: SearchSpace(**SPACE | changes)
+
+
+@pytest.fixture(scope="session")
+def space(make_space: Callable[..., SearchSpace]) -> SearchSpace:
+    return make_space()
+
+
+@pytest.fixture(scope="session")
+def tiny_space(make_space: Callable[..., SearchSpace]) -> SearchSpace:
+    """Ten candidates: two free pairs, non-decreasing, on four grid points."""
+    return make_space(rotary_dim=8, critical_dims=(2,), low=8.0, high=8.03)
+
+
+@pytest.fixture(scope="session")
+def make_scorer() -> Callable[..., Scorer]:
+    """Makes a scorer from a function of factors and document id."""
+    return FunctionScorer
+
+
+@pytest.fixture
+def make_ledger(tmp_path: Path) -> Callable[[Scorer], Ledger]:
+    """Makes a ledger of a new study in memory; the measurements go to the temporary folder."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def make(scorer: Scorer) -> Ledger:
+        progress = SearchProgress(0, console=Console(file=io.StringIO()))
+        store = MeasurementStore(tmp_path)
+        return Ledger(study=optuna.create_study(), scorer=scorer, store=store, progress=progress)
+
+    return make

@@ -1,0 +1,123 @@
+"""The configuration: the paper's defaults, and values that cannot be used."""
+
+from typing import Any
+
+import pytest
+
+from rope.methods import METHODS
+from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig, resolved_config, without_password
+from search.samplers.longrope2 import EvolutionConfig
+
+REQUIRED: dict[str, Any] = {"model": "folder", "corpus": "noise", "target_length": 1024}
+
+
+def test_the_defaults_are_the_papers() -> None:
+    evolution = EvolutionConfig()
+    assert (evolution.population_size, evolution.num_parents) == (64, 32)
+    assert (evolution.num_mutations, evolution.num_crossovers) == (16, 16)
+    assert evolution.num_generations == 40
+    assert evolution.mutation_probability == 0.3
+    assert SpaceConfig().step == 0.01
+    assert evolution.crossover_probability == 0.3 * 0.5  # the published code's
+    assert evolution.generation_size == 32
+
+
+def test_every_formula_is_measured_unless_the_user_says_otherwise() -> None:
+    config = SearchConfig(**REQUIRED)
+    assert config.formulas.methods == list(METHODS)
+    assert config.formulas.temperatures == ["paper", "none", "longrope", "yarn"]
+    assert config.space.attention_temperature == "longrope"
+    assert config.workers == 0
+    assert config.storage is None
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"^a search needs --model, --corpus, --target-length; give them as options or in a file by --"
+    ):
+        SearchConfig()
+    for name, flag in (("model", "--model"), ("corpus", "--corpus"), ("target_length", "--target-length")):
+        with pytest.raises(ValueError, match=rf"^a search needs {flag}; give them"):
+            SearchConfig(**{key: value for key, value in REQUIRED.items() if key != name})
+
+
+def test_a_target_below_zero_counts_as_missing() -> None:
+    with pytest.raises(ValueError, match=r"^a search needs --target-length;"):
+        SearchConfig(**REQUIRED | {"target_length": -5})
+
+
+@pytest.mark.parametrize("name", ["workers", "gpus_per_worker", "cpus_per_worker"])
+def test_negative_resources_are_refused(name: str) -> None:
+    message = r"^--workers, --gpus-per-worker and --cpus-per-worker must not be negative$"
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**REQUIRED | {name: -1})
+
+
+def test_no_finalist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^--num-finalists must be at least 1, got 0$"):
+        SearchConfig(**REQUIRED, num_finalists=0)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^--seed must not be negative, got -1$"):
+        SearchConfig(**REQUIRED, seed=-1)
+
+
+@pytest.mark.parametrize("name", ["num_search", "num_heldout", "num_original", "batch_size"])
+def test_no_documents_are_refused(name: str) -> None:
+    options: dict[str, Any] = {name: 0}
+    with pytest.raises(ValueError, match=rf"^documents\.{name} must be at least 1, got 0$"):
+        DocumentsConfig(**options)
+
+
+def test_an_unknown_formula_is_refused_and_the_known_ones_are_listed() -> None:
+    known = rf"^formulas\.methods must name at least one of {', '.join(METHODS)}, got"
+    with pytest.raises(ValueError, match=rf"{known} ntk2\. Choose from these\.$"):
+        FormulasConfig(methods=["ntk", "ntk2"])
+    with pytest.raises(ValueError, match=rf"{known} an empty list\. Choose from these\.$"):
+        FormulasConfig(methods=[])
+
+
+@pytest.mark.parametrize("name", ["population_size", "num_parents", "max_tries"])
+def test_an_evolution_without_candidates_is_refused(name: str) -> None:
+    options: dict[str, Any] = {name: 0}
+    with pytest.raises(ValueError, match=rf"^evolution\.{name} must be at least 1, got 0$"):
+        EvolutionConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["num_mutations", "num_crossovers", "num_generations"])
+def test_negative_counts_are_refused(name: str) -> None:
+    options: dict[str, Any] = {name: -1}
+    with pytest.raises(ValueError, match=rf"^evolution\.{name} must not be negative, got -1$"):
+        EvolutionConfig(**options)
+
+
+def test_an_empty_generation_is_refused_unless_there_is_none() -> None:
+    message = (
+        r"^a generation must have a candidate, got evolution\.num_mutations 0 and evolution\.num_crossovers 0; "
+        r"raise one or set evolution\.num_generations to 0$"
+    )
+    with pytest.raises(ValueError, match=message):
+        EvolutionConfig(num_mutations=0, num_crossovers=0)
+    assert EvolutionConfig(num_mutations=0, num_crossovers=0, num_generations=0).generation_size == 0
+
+
+@pytest.mark.parametrize("probability", [0.0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("name", ["mutation_probability", "crossover_probability"])
+def test_probabilities_outside_zero_to_one_are_refused(name: str, probability: float) -> None:
+    options: dict[str, Any] = {name: probability}
+    with pytest.raises(ValueError, match=rf"^evolution\.{name} must lie in \(0, 1\], got {probability}$"):
+        EvolutionConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/studies", "postgresql://me:***@host:5432/studies"),
+        ("sqlite:///studies.db", "sqlite:///studies.db"),
+    ],
+)
+def test_a_password_in_a_storage_url_is_in_no_copy_of_the_configuration(url: str, shown: str) -> None:
+    config = SearchConfig(model="m", corpus="noise", target_length=1024, storage=url)
+    assert resolved_config(config)["storage"] == shown
+    assert without_password(f"--storage={url}") == f"--storage={shown}"

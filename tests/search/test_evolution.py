@@ -1,0 +1,228 @@
+"""The generational loop on losses that are plain functions of the factors."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from results.measurement import candidate_key
+from results.store import read_measurements
+from rope.factors import RescaleFactors
+from rope.longrope2 import longrope2_factors
+from rope.methods import METHODS
+from search.evolution import SEARCHED, Ledger, Scored, best_of, evolve, measure_formulas
+from search.samplers.longrope2 import METHOD, ORIGIN, EvolutionConfig, LongRoPE2Sampler
+from search.space import Genome, SearchSpace
+from search.study import ask_formula
+from workers.scorer import Scorer
+
+MakeScorer = Callable[..., Scorer]
+MakeLedger = Callable[[Scorer], Ledger]
+Loss = Callable[[RescaleFactors, str], float]
+
+SMALL = EvolutionConfig(population_size=16, num_parents=8, num_mutations=4, num_crossovers=4, num_generations=4)
+BATCHES = [("a", "b"), ("c",)]
+HIDDEN = Genome(5, (900, 960, 1020, 1080, 1140, 1200, 1260, 1320, 1380, 1440, 1500))
+
+
+def distance_to(optimum: RescaleFactors) -> Loss:
+    """Squared distance of log factors: 0 at the optimum."""
+    logs = np.log(optimum.values)
+    return lambda factors, document: float(np.sum((np.log(factors.values) - logs) ** 2))
+
+
+def formulas(space: SearchSpace) -> list[RescaleFactors]:
+    windows = {"original_length": space.original_length, "target_length": space.target_length}
+    return [METHODS[name](space.rotary_dim, space.base, **windows) for name in ("none", "linear", "yarn")]
+
+
+def test_the_papers_budget_comes_close_to_a_hidden_optimum(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    loss = distance_to(space.factors(HIDDEN, method="hidden"))
+    gains, errors = [], []
+    for seed in range(3):
+        ledger = make_ledger(make_scorer(loss))
+        found = evolve(ledger, LongRoPE2Sampler(space, EvolutionConfig(), seed=seed), space, [("a",)])
+        trials = ledger.study.get_trials(deepcopy=False)
+        initial = [math.log(trial.values[0]) for trial in trials if trial.user_attrs[ORIGIN]["generation"] == 0]
+        best = loss(found[0].factors, "a")
+        assert len(trials) == 1344
+        assert len(initial) == 64
+        assert best < min(initial) / 2
+        gains.append(min(initial) / best)
+        errors.append(math.sqrt(best / space.num_pairs))
+    # The median, since evolution may settle at a neighbour of the hidden critical dimension: no operator changes it
+    assert median(gains) > 100
+    assert median(errors) < 0.02
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_capacity_and_completion_order_change_no_result(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger, seed: int
+) -> None:
+    loss = distance_to(space.factors(HIDDEN, method="hidden"))
+
+    def search(scorer: Scorer) -> tuple[list[Scored], list[tuple[object, ...]]]:
+        ledger = make_ledger(scorer)
+        scored = measure_formulas(ledger, formulas(space), BATCHES)
+        found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=seed), space, BATCHES)
+        trials = ledger.study.get_trials()
+        return [*scored, *found], [(trial.params, trial.value, trial.user_attrs) for trial in trials]
+
+    expected = search(make_scorer(loss))
+    for shuffle_seed in (1, 2):
+        assert search(make_scorer(loss, capacity=8, rng=np.random.default_rng(shuffle_seed))) == expected
+
+
+def test_formulas_and_candidates_are_trials_of_one_study(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    ledger = make_ledger(make_scorer(distance_to(space.factors(HIDDEN, method="hidden"))))
+    scored = measure_formulas(ledger, formulas(space), BATCHES)
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    trials = ledger.study.get_trials()
+    assert [trial.user_attrs[METHOD] for trial in trials] == ["none", "linear", "yarn"] + [SEARCHED] * 48
+    assert [entry.perplexity for entry in scored] == [trial.value for trial in trials[:3]]
+    assert sorted(trial.values[0] for trial in trials[3:]) == [entry.perplexity for entry in found]
+    assert best_of([*scored, *found]) == found[0]
+    assert ledger.study.best_value == found[0].perplexity
+
+
+def test_every_measurement_is_stored_and_counted(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger, tmp_path: Path
+) -> None:
+    ledger = make_ledger(make_scorer(distance_to(space.factors(HIDDEN, method="hidden")), capacity=3))
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    rows = read_measurements(tmp_path)
+    assert len(rows) == ledger.progress.num_document_forwards == 48 * 3
+    assert set(rows["candidate"]) == {candidate_key(entry.factors) for entry in found}
+    assert not rows.duplicated(["candidate", "document"]).any()
+    assert ledger.progress.num_candidates == 48
+    assert ledger.progress.best == found[0].perplexity
+
+
+def test_perplexities_of_other_documents_leave_no_trial(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    # By hand: the mean of 1, 2 and 6 is 3
+    ledger = make_ledger(make_scorer(lambda factors, document: {"a": 1.0, "b": 2.0, "c": 6.0}[document]))
+    one, other, _ = formulas(space)
+    expected = pytest.approx(math.exp(3.0))
+    assert ledger.perplexities([one, other], BATCHES) == {candidate_key(one): expected, candidate_key(other): expected}
+    assert ledger.study.get_trials() == []
+    assert ledger.progress.num_candidates == 0
+
+
+def test_failed_candidates_are_left_out_and_their_reasons_kept(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    distance = distance_to(space.factors(HIDDEN, method="hidden"))
+
+    def loss(factors: RescaleFactors, document: str) -> float:
+        return math.nan if factors.critical_dim == 4 and document == "b" else distance(factors, document)
+
+    ledger = make_ledger(make_scorer(loss))
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    failed = [trial for trial in ledger.study.get_trials() if trial.state == TrialState.FAIL]
+    assert failed
+    assert {trial.params["critical_dim"] for trial in failed} == {4}
+    assert {trial.user_attrs["failure"] for trial in failed} == {"cannot read b"}
+    assert ledger.failures == ["cannot read b"] * len(failed)
+    assert len(found) == 48 - len(failed)
+    assert 4 not in {entry.factors.critical_dim for entry in found}
+
+
+def test_one_formula_that_can_be_measured_is_enough(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    ledger = make_ledger(make_scorer(lambda factors, document: 2.0 if factors.method == "yarn" else math.nan))
+    scored = measure_formulas(ledger, formulas(space), BATCHES)
+    assert [math.isnan(entry.perplexity) for entry in scored] == [True, True, False]
+    assert best_of(scored).factors.method == "yarn"
+
+
+def test_formulas_that_all_fail_stop_the_run_with_the_first_reason(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    ledger = make_ledger(make_scorer(lambda factors, document: math.nan))
+    message = r"^at least one formula must be measurable, got 3 failures, the first: cannot read a\. Mend its cause"
+    with pytest.raises(ValueError, match=message):
+        measure_formulas(ledger, formulas(space), BATCHES)
+    assert [trial.state for trial in ledger.study.get_trials()] == [TrialState.FAIL] * 3
+
+
+def test_formulas_whose_perplexity_is_beyond_all_numbers_stop_the_run_too(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    ledger = make_ledger(make_scorer(lambda factors, document: 1e6))
+    with pytest.raises(ValueError, match=r"^at least one formula must be measurable, got 3 failures"):
+        measure_formulas(ledger, formulas(space), BATCHES)
+
+
+def test_candidates_that_all_fail_end_the_search_with_a_warning(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = make_ledger(make_scorer(lambda factors, document: math.nan))
+    with caplog.at_level(logging.WARNING, logger="search.evolution"):
+        assert evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES) == []
+    assert caplog.messages == [
+        "the search ends early: no candidate of the generations before could be measured, so none can breed"
+    ]
+
+
+def test_a_space_without_anything_new_ends_the_search_with_a_warning_and_no_trial_left_running(
+    tiny_space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = make_ledger(make_scorer(lambda factors, document: factors.values[-1] / 10))
+    with caplog.at_level(logging.WARNING, logger="search.evolution"):
+        found = evolve(ledger, LongRoPE2Sampler(tiny_space, SMALL, seed=0), tiny_space, BATCHES)
+    assert len(found) == 10
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0] == "the search ends early: the space holds no more than 10 candidates to begin with"
+    assert {trial.state for trial in ledger.study.get_trials()} == {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_an_exhausted_space_has_been_measured_to_its_last_candidate(
+    tiny_space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    config = EvolutionConfig(population_size=4, num_parents=4, num_mutations=4, num_crossovers=0, num_generations=9)
+    ledger = make_ledger(make_scorer(lambda factors, document: factors.values[-1] / 10))
+    assert len(evolve(ledger, LongRoPE2Sampler(tiny_space, config, seed=0), tiny_space, BATCHES)) == 10
+    assert not [trial for trial in ledger.study.get_trials() if trial.state == TrialState.RUNNING]
+
+
+def test_the_flat_start_at_the_theoretical_critical_dimension_is_the_formula_itself(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    # So a finalist can be a formula under another name: whoever measures both leaves one out
+    formula = longrope2_factors(32, 1e4, original_length=256, target_length=2048).with_temperature(1.25)
+    ledger = make_ledger(make_scorer(distance_to(formula)))
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    same = [entry for entry in found if candidate_key(entry.factors) == candidate_key(formula)]
+    assert same == found[:1]
+    assert same[0].perplexity == 1.0
+
+
+def test_equal_candidates_are_measured_once_and_both_trials_are_told(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    ledger = make_ledger(make_scorer(lambda factors, document: 1.0))
+    formula = formulas(space)[0]
+    scored = ledger.score([(ask_formula(ledger.study, formula), formula) for _ in range(2)], BATCHES)
+    assert [entry.perplexity for entry in scored] == [math.e, math.e]
+    assert [trial.value for trial in ledger.study.trials] == [math.e, math.e]
+    assert ledger.progress.num_document_forwards == sum(map(len, BATCHES))
+
+
+def test_the_best_of_several_is_the_lowest_and_a_failure_never_is(space: SearchSpace) -> None:
+    entries = [
+        Scored(factors=factors, perplexity=perplexity)
+        for factors, perplexity in zip(formulas(space), (math.nan, 3.0, 2.0), strict=True)
+    ]
+    assert best_of(entries) == entries[2]

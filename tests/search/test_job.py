@@ -1,0 +1,143 @@
+"""The real command on the reference model, end to end: what it leaves, what it prints, and what it refuses."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import ray
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from results.store import read_measurements
+from results.summary import Summary
+from rope.factors import load_factors
+from rope.frequencies import rescaled_inverse_frequencies
+from search.cli import main
+from search.study import JOURNAL
+
+ROOT = Path(__file__).parents[2]
+MODEL = str(ROOT / "workers/reference/model")
+HAYSTACK = str(ROOT / "workers/reference/tom_sawyer.txt")
+SMALL = [
+    "--documents.num-search=6",
+    "--documents.num-heldout=6",
+    "--documents.num-original=4",
+    "--evolution.population-size=10",
+    "--evolution.num-generations=2",
+    "--evolution.num-parents=4",
+    "--evolution.num-mutations=3",
+    "--evolution.num-crossovers=3",
+    "--formulas.methods=[none, yarn, longrope2]",
+    "--formulas.temperatures=[paper]",
+]
+
+
+def search(run_dir: Path, *options: str, model: str = MODEL, corpus: str = HAYSTACK, target: int = 512) -> int:
+    base = ["search", f"--model={model}", f"--corpus={corpus}", f"--target-length={target}", "--dtype=float32"]
+    return main([*base, f"--run-dir={run_dir}", *SMALL, *options])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "one"
+    assert search(run_dir) == 0
+    return run_dir
+
+
+def test_a_run_leaves_everything_that_its_user_needs(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "factors.json",
+        "config_fragment.json",
+        "summary.json",
+        "provenance.json",
+        "measurements",
+        JOURNAL,
+    }
+
+
+def test_the_summary_has_every_method_and_the_winner_is_the_best_on_heldout_documents(finished: Path) -> None:
+    found = json.loads((finished / "summary.json").read_text())
+    assert {"seed", "num_document_forwards", "seconds", "winner", "methods"} <= found.keys()
+    names = [(method["name"], method["kind"]) for method in found["methods"]]
+    assert {("none", "formula"), ("yarn", "formula"), ("longrope2", "formula"), ("longrope2-search", "searched")} <= {
+        *names
+    }
+    best = min(found["methods"], key=lambda method: method["heldout_perplexity"])
+    assert best["name"] == found["winner"]
+
+
+def test_every_measurement_is_stored_and_counted(finished: Path) -> None:
+    summary = Summary.from_json((finished / "summary.json").read_text())
+    measurements = read_measurements(finished)
+    assert len(measurements) == summary.num_document_forwards
+    assert not measurements.duplicated(["candidate", "document"]).any()
+    assert measurements["failure"].isna().all()
+
+
+def test_the_study_names_formulas_and_origins(finished: Path) -> None:
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(finished / JOURNAL)))
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
+    assert [trial.user_attrs["method"] for trial in trials[:2]] == ["none", "none"]
+    searched = [trial for trial in trials if trial.user_attrs["method"] == "longrope2-search"]
+    assert len(searched) == 10 + 2 * 6
+    assert {trial.user_attrs["origin"]["operator"] for trial in searched} == {"initial", "mutation", "crossover"}
+
+
+def test_plain_transformers_loads_the_fragment_and_rotates_as_the_factors_say(finished: Path, tmp_path: Path) -> None:
+    factors = load_factors(finished / "factors.json")
+    config = json.loads((ROOT / "workers/reference/model/config.json").read_text())
+    config.update(json.loads((finished / "config_fragment.json").read_text()))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))  # type: ignore[no-untyped-call]
+    rotary = model.model.rotary_emb
+    rotary(torch.zeros(1, 1), torch.arange(factors.original_length + 1)[None])  # transformers switches by itself
+    expected = torch.tensor(rescaled_inverse_frequencies(factors), dtype=torch.float32)
+    torch.testing.assert_close(rotary.inv_freq, expected, rtol=1e-6, atol=0)  # float32 against float64 powers
+    assert rotary.attention_scaling == pytest.approx(factors.attention_temperature)
+
+
+def test_another_run_with_the_same_seed_finds_the_same(finished: Path, tmp_path: Path) -> None:
+    assert search(tmp_path / "two") == 0
+    one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, tmp_path / "two"))
+    assert one.methods == two.methods
+
+
+def test_another_seed_means_other_documents_and_other_numbers(finished: Path, tmp_path: Path) -> None:
+    assert search(tmp_path / "other", "--seed=1") == 0
+    one, other = read_measurements(finished), read_measurements(tmp_path / "other")
+    assert set(one["document"]).isdisjoint(other["document"])
+
+
+def test_search_and_heldout_documents_are_different_documents(finished: Path) -> None:
+    measurements = read_measurements(finished)
+    by_split = measurements.groupby("split")["document"].agg(set)
+    assert by_split["search"].isdisjoint(by_split["heldout"])
+
+
+@pytest.fixture
+def small_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=80_000_000,
+        _temp_dir=str(tmp_path_factory.mktemp("ray")),
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("small_ray")
+def test_a_run_on_ray_finds_what_the_run_in_this_process_finds(finished: Path, tmp_path: Path) -> None:
+    assert search(tmp_path / "ray", "--workers=2") == 0
+    local, on_ray = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, tmp_path / "ray"))
+    assert on_ray.winner == local.winner
+    assert [method.critical_dim for method in on_ray.methods] == [method.critical_dim for method in local.methods]
+    for here, there in zip(local.methods, on_ray.methods, strict=True):
+        # one thread adds up in another order than two
+        assert there.heldout_perplexity == pytest.approx(here.heldout_perplexity, rel=1e-3)

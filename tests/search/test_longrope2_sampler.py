@@ -1,0 +1,202 @@
+"""The sampler: the paper's budget, and candidates that follow from the seed and the finished trials alone."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from rope.linear import linear_factors
+from search.samplers.longrope2 import ORIGIN, EvolutionConfig, LongRoPE2Sampler, SpaceExhaustedError
+from search.space import SearchSpace
+from search.study import ask_candidate, ask_formula
+
+SMALL = EvolutionConfig(population_size=12, num_parents=6, num_mutations=3, num_crossovers=3, num_generations=4)
+NUM_TRIALS = 12 + 4 * 6
+Order = Callable[[int], Sequence[int]]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def value_of(trial: Trial) -> float:
+    """A loss that depends on the factors alone and that most candidates do not share."""
+    return sum(abs(math.log(value) - 0.17 * pair) for pair, value in enumerate(list(trial.params.values())[1:]))
+
+
+def run(
+    space: SearchSpace,
+    *,
+    study: optuna.Study,
+    seed: int = 0,
+    config: EvolutionConfig = SMALL,
+    order: Order = range,
+    fails: Callable[[int], bool] = lambda number: False,
+) -> list[FrozenTrial]:
+    """Ask and tell every generation; the trials of one are told in the given order."""
+    study.sampler = sampler = LongRoPE2Sampler(space, config, seed=seed)
+    for size in sampler.generation_sizes:
+        trials = [ask_candidate(study, space, method="search")[0] for _ in range(size)]
+        for place in order(size):
+            if fails(trials[place].number):
+                study.tell(trials[place], state=TrialState.FAIL)
+            else:
+                study.tell(trials[place], value_of(trials[place]))
+    return study.get_trials()
+
+
+def candidates(trials: Sequence[FrozenTrial]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [(trial.params, trial.user_attrs[ORIGIN]) for trial in trials if ORIGIN in trial.user_attrs]
+
+
+def test_the_defaults_measure_as_many_candidates_as_the_paper(space: SearchSpace) -> None:
+    sampler = LongRoPE2Sampler(space, EvolutionConfig(), seed=0)
+    assert sampler.generation_sizes == [64] + [32] * 40
+    assert sum(sampler.generation_sizes) == 64 + 40 * 32 == 1344
+
+
+def test_every_generation_has_its_mutants_and_crossovers(space: SearchSpace) -> None:
+    origins = [origin for _, origin in candidates(run(space, study=optuna.create_study()))]
+    assert [origin["generation"] for origin in origins] == [0] * 12 + [g for g in range(1, 5) for _ in range(6)]
+    operators = [origin["operator"] for origin in origins]
+    assert operators[:12] == ["initial"] * 12
+    for start in range(12, NUM_TRIALS, 6):
+        assert operators[start : start + 3] == ["mutation"] * 3
+        # A crossover of parents that give nothing new and monotone is replaced by a mutant
+        assert set(operators[start + 3 : start + 6]) <= {"crossover", "mutation"}
+    assert operators.count("crossover") >= 6
+    num_parents = {"initial": 0, "mutation": 1, "crossover": 2}
+    assert all(len(set(origin["parents"])) == num_parents[origin["operator"]] for origin in origins)
+
+
+def test_no_candidate_is_tried_twice(space: SearchSpace) -> None:
+    trials = run(space, study=optuna.create_study())
+    assert len({space.from_params(trial.params) for trial in trials}) == len(trials) == NUM_TRIALS
+
+
+def test_the_order_in_which_trials_are_told_changes_nothing(space: SearchSpace) -> None:
+    rng = np.random.default_rng(7)
+    shuffled: Order = lambda size: rng.permutation(size).tolist()  # noqa: E731
+    expected = candidates(run(space, study=optuna.create_study()))
+    assert candidates(run(space, study=optuna.create_study(), order=lambda size: range(size)[::-1])) == expected
+    assert candidates(run(space, study=optuna.create_study(), order=shuffled)) == expected
+
+
+def test_another_seed_tries_other_candidates(space: SearchSpace) -> None:
+    one, other = (candidates(run(space, study=optuna.create_study(), seed=seed)) for seed in (0, 1))
+    assert one[:5] == other[:5]  # the flat starts at the scale
+    assert one[5:] != other[5:]
+
+
+@pytest.mark.parametrize("num_before", [4, 8, 15])
+def test_a_new_sampler_over_the_same_storage_continues_identically(
+    make_space: Callable[..., SearchSpace], tmp_path: Path, num_before: int
+) -> None:
+    # Few pairs and trials, since a journal syncs the disk at every parameter
+    space = make_space(rotary_dim=16, critical_dims=(3, 4))
+    config = EvolutionConfig(population_size=8, num_parents=4, num_mutations=2, num_crossovers=2, num_generations=3)
+    expected = candidates(run(space, study=optuna.create_study(), config=config))
+
+    def open_storage() -> JournalStorage:
+        return JournalStorage(JournalFileBackend(str(tmp_path / "study.journal")))
+
+    optuna.create_study(study_name="interrupted", storage=open_storage())
+    for num in (num_before, 20 - num_before):
+        study = optuna.load_study(study_name="interrupted", storage=open_storage())
+        study.sampler = LongRoPE2Sampler(space, config, seed=0)
+        for _ in range(num):
+            trial, _ = ask_candidate(study, space, method="search")
+            study.tell(trial, value_of(trial))
+    assert candidates(study.get_trials()) == expected
+
+
+def test_parents_are_the_best_of_earlier_generations(space: SearchSpace) -> None:
+    trials = run(space, study=optuna.create_study())
+    for trial in trials:
+        generation = trial.user_attrs[ORIGIN]["generation"]
+        earlier = [other for other in trials if other.user_attrs[ORIGIN]["generation"] < generation]
+        best = sorted(earlier, key=lambda other: other.values[0])[: SMALL.num_parents]
+        assert set(trial.user_attrs[ORIGIN]["parents"]) <= {other.number for other in best}
+
+
+def test_every_parent_allowed_breeds_sooner_or_later(space: SearchSpace) -> None:
+    config = EvolutionConfig(population_size=12, num_parents=6, num_mutations=40, num_crossovers=40, num_generations=1)
+    trials = run(space, study=optuna.create_study(), config=config)
+    best = sorted(trials[:12], key=lambda trial: trial.values[0])[:6]
+    for operator in ("mutation", "crossover"):
+        origins = [trial.user_attrs[ORIGIN] for trial in trials if trial.user_attrs[ORIGIN]["operator"] == operator]
+        assert {parent for origin in origins for parent in origin["parents"]} == {trial.number for trial in best}
+
+
+def test_failed_trials_never_breed_and_keep_their_place(space: SearchSpace) -> None:
+    trials = run(space, study=optuna.create_study(), fails=lambda number: number % 3 != 1)
+    failed = {trial.number for trial in trials if trial.state == TrialState.FAIL}
+    parents = {parent for trial in trials for parent in trial.user_attrs[ORIGIN]["parents"]}
+    assert len(failed) == NUM_TRIALS * 2 / 3
+    assert parents
+    assert not parents & failed
+    assert len({space.from_params(trial.params) for trial in trials}) == NUM_TRIALS
+
+
+def test_one_survivor_breeds_mutants_in_the_place_of_crossovers(space: SearchSpace) -> None:
+    trials = run(space, study=optuna.create_study(), fails=lambda number: number != 4)
+    bred = [trial.user_attrs[ORIGIN] for trial in trials[12:]]
+    assert all((origin["operator"], origin["parents"]) == ("mutation", [4]) for origin in bred)
+
+
+def test_a_generation_of_failures_ends_the_search_with_its_reason(space: SearchSpace) -> None:
+    with pytest.raises(SpaceExhaustedError, match=r"^no candidate of the generations before could be measured"):
+        run(space, study=optuna.create_study(), fails=lambda number: True)
+
+
+def test_an_exhausted_space_ends_the_search_with_its_reason(tiny_space: SearchSpace) -> None:
+    study = optuna.create_study()
+    config = EvolutionConfig(population_size=4, num_parents=4, num_mutations=3, num_crossovers=3, num_generations=4)
+    with pytest.raises(SpaceExhaustedError, match=r"^no new candidate in 4 x 100 tries$"):
+        run(tiny_space, study=study, config=config)
+    found = [trial for trial in study.get_trials() if ORIGIN in trial.user_attrs]
+    assert len({tiny_space.from_params(trial.params) for trial in found}) == len(found) == 10
+
+
+def test_a_space_smaller_than_the_population_ends_the_search_with_its_reason(tiny_space: SearchSpace) -> None:
+    message = r"^the space holds no more than 10 candidates to begin with$"
+    with pytest.raises(SpaceExhaustedError, match=message):
+        run(tiny_space, study=optuna.create_study())
+
+
+def test_formulas_in_the_same_study_change_no_candidate(space: SearchSpace) -> None:
+    expected = [params for params, _ in candidates(run(space, study=optuna.create_study()))]
+    linear = linear_factors(32, 1e4, original_length=256, target_length=2048)
+    study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
+    for number in range(NUM_TRIALS):
+        if number % 7 == 0:
+            study.tell(ask_formula(study, linear), 0.0)
+        trial, _ = ask_candidate(study, space, method="search")
+        study.tell(trial, value_of(trial))
+    assert [params for params, _ in candidates(study.get_trials())] == expected
+
+
+def test_a_parameter_outside_the_space_is_refused(space: SearchSpace) -> None:
+    study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
+    message = r"^every parameter must belong to the search space, got 'learning_rate'; sample it elsewhere$"
+    trial = study.ask()
+    with pytest.raises(ValueError, match=message):
+        trial.suggest_float("learning_rate", 0.0, 1.0)
+
+
+def test_a_trial_that_died_while_it_was_asked_for_does_not_stop_the_search(space: SearchSpace) -> None:
+    study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
+    died = study.ask()
+    died.suggest_int("critical_dim", 3, 7)  # the first parameter was written, the others never
+    study.tell(died, state=TrialState.FAIL)
+    study.sampler = LongRoPE2Sampler(space, SMALL, seed=0)
+    for _ in range(NUM_TRIALS):
+        trial, _ = ask_candidate(study, space, method="search")
+        study.tell(trial, value_of(trial))

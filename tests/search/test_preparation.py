@@ -1,0 +1,169 @@
+"""What comes before the first measurement: documents, formulas, the space."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from results.measurement import candidate_key
+from rope.linear import linear_factors
+from rope.methods import METHODS
+from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig
+from search.preparation import batches_of, build_run_documents, formula_factors, search_space
+from workers.geometry import RopeGeometry
+from workers.model import ModelDescription
+
+ORIGINAL, TARGET = 800, 1600
+LLAMA3 = RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192)
+SMALL = RopeGeometry(rotary_dim=32, base=10_000.0, original_length=ORIGINAL)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer: PreTrainedTokenizerFast) -> ModelDescription:
+    return ModelDescription(geometry=SMALL, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def llama3(tokenizer: PreTrainedTokenizerFast) -> ModelDescription:
+    return ModelDescription(geometry=LLAMA3, tokenizer=tokenizer)
+
+
+def make_config(**changes: Any) -> SearchConfig:
+    base: dict[str, Any] = {"model": "folder", "corpus": "distractors", "target_length": TARGET}
+    counts = DocumentsConfig(num_search=4, num_heldout=3, num_original=2)
+    return SearchConfig(**base | {"documents": counts} | changes)
+
+
+def test_llama3_from_8k_to_128k_has_the_papers_space(llama3: ModelDescription) -> None:
+    formula = linear_factors(128, 5e5, original_length=8192, target_length=131_072)
+    space = search_space(make_config(target_length=131_072), llama3, best_formula=formula)
+    assert space.critical_dims == tuple(range(24, 36))
+    assert (space.low, space.high, space.step) == (16.0, 32.0, 0.01)
+    assert space.num_pairs == 64
+    assert space.attention_temperature == pytest.approx(1.1435437497937313, rel=1e-15)  # the published config's
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [("none", 1.0), ("yarn", 0.1 * math.log(16) + 1), (1.3, 1.3), ("1.3", 1.3), ("best", 1.75)],
+)
+def test_the_temperature_of_candidates_is_the_users_choice(
+    llama3: ModelDescription, choice: str | float, expected: float
+) -> None:
+    best = linear_factors(128, 5e5, original_length=8192, target_length=131_072).with_temperature(1.75)
+    config = make_config(target_length=131_072, space=SpaceConfig(attention_temperature=choice))
+    assert search_space(config, llama3, best_formula=best).attention_temperature == pytest.approx(expected, rel=1e-15)
+
+
+def test_the_users_critical_dimensions_and_bounds_are_kept(llama3: ModelDescription) -> None:
+    formula = linear_factors(128, 5e5, original_length=8192, target_length=131_072)
+    config = make_config(
+        target_length=131_072, space=SpaceConfig(critical_dims=[33, 30], low=12.0, high=40.0, step=0.5)
+    )
+    space = search_space(config, llama3, best_formula=formula)
+    assert (space.critical_dims, space.low, space.high, space.step) == ((30, 33), 12.0, 40.0, 0.5)
+
+
+def test_documents_have_the_lengths_numbers_and_splits_that_were_asked_for(small: ModelDescription) -> None:
+    documents = build_run_documents(make_config(), small)
+    shapes = [[(document.length, document.split) for document in part] for part in documents]
+    assert shapes == [[(TARGET, "search")] * 4, [(TARGET, "heldout")] * 3, [(ORIGINAL, "heldout")] * 2]
+    assert documents.all == [*documents.search, *documents.heldout, *documents.original]
+    assert len({document.id for document in documents.all}) == 9
+
+
+def test_no_two_documents_of_a_run_share_a_needle(small: ModelDescription) -> None:
+    # So many that a key of the 10,080 would repeat if the three parts were drawn apart
+    config = make_config(documents=DocumentsConfig(num_search=80, num_heldout=80, num_original=80))
+    documents = build_run_documents(config, small)
+    assert len({document.needle.key for document in documents.all}) == 240
+    assert len({document.needle.value for document in documents.all}) == 240
+
+
+def test_documents_follow_from_the_seed(small: ModelDescription) -> None:
+    one, same, other = (build_run_documents(make_config(seed=seed), small).all for seed in (3, 3, 4))
+    assert one == same
+    assert not {document.id for document in one} & {document.id for document in other}
+
+
+@pytest.mark.parametrize("target_length", [ORIGINAL, ORIGINAL - 1])
+def test_a_target_that_is_not_above_the_window_is_refused(small: ModelDescription, target_length: int) -> None:
+    message = (
+        rf"^--target-length must be above the model's original window of {ORIGINAL} tokens, got {target_length}\. "
+        r"Ask for more, or set the window with --original-length\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_run_documents(make_config(target_length=target_length), small)
+
+
+def test_batches_hold_every_document_once_in_order(small: ModelDescription) -> None:
+    documents = build_run_documents(make_config(), small).search
+    ids = [document.id for document in documents]
+    assert batches_of(documents, 3) == [tuple(ids[:3]), tuple(ids[3:])]
+    assert batches_of(documents, 1) == [(name,) for name in ids]
+    assert batches_of(documents, 10) == [tuple(ids)]
+
+
+def test_every_formula_comes_at_every_temperature_and_each_candidate_once(llama3: ModelDescription) -> None:
+    config = make_config(target_length=131_072)
+    formulas = formula_factors(config, llama3)
+    assert len({candidate_key(factors) for factors in formulas}) == len(formulas)
+    longrope, yarn = math.sqrt(1 + math.log(16) / math.log(8192)), 0.1 * math.log(16) + 1
+    for name in METHODS:
+        temperatures = sorted(factors.attention_temperature for factors in formulas if factors.method == name)
+        # Each paper's own is one of the three
+        np.testing.assert_allclose(temperatures, [1.0, longrope, yarn], rtol=1e-14)
+
+
+def test_a_formula_comes_first_at_its_own_papers_temperature(llama3: ModelDescription) -> None:
+    config = make_config(
+        target_length=131_072,
+        formulas=FormulasConfig(methods=["linear", "yarn", "longrope"], temperatures=["paper"]),
+        space=SpaceConfig(attention_temperature="none"),
+    )
+    found = [(factors.method, factors.attention_temperature) for factors in formula_factors(config, llama3)]
+    longrope, yarn = math.sqrt(1 + math.log(16) / math.log(8192)), 0.1 * math.log(16) + 1
+    assert [name for name, _ in found] == ["linear", "yarn", "yarn", "longrope", "longrope"]
+    assert [temperature for _, temperature in found] == pytest.approx([1.0, yarn, 1.0, longrope, 1.0], rel=1e-14)
+
+
+def test_the_temperature_of_the_search_is_always_among_the_formulas(llama3: ModelDescription) -> None:
+    config = make_config(
+        target_length=131_072,
+        formulas=FormulasConfig(methods=["linear"], temperatures=["none"]),
+        space=SpaceConfig(attention_temperature=1.4),
+    )
+    assert [factors.attention_temperature for factors in formula_factors(config, llama3)] == [1.0, 1.4]
+
+
+@pytest.mark.parametrize("choice", ["hot", -1.0])
+def test_an_impossible_temperature_is_refused(llama3: ModelDescription, choice: str | float) -> None:
+    config = make_config(target_length=131_072, space=SpaceConfig(attention_temperature=choice))
+    with pytest.raises(ValueError, match=r"^attention temperature must be "):
+        formula_factors(config, llama3)
+
+
+@pytest.mark.parametrize("temperatures", [[], ["best"]])
+def test_formulas_without_a_temperature_are_refused(llama3: ModelDescription, temperatures: list[float | str]) -> None:
+    with pytest.raises(ValueError, match=r"^formulas\.temperatures"):
+        formula_factors(
+            make_config(
+                target_length=131_072,
+                formulas=FormulasConfig(temperatures=temperatures),
+                space=SpaceConfig(attention_temperature="best"),
+            ),
+            llama3,
+        )

@@ -1,0 +1,95 @@
+"""The Scorer protocol: where (candidate, documents) tasks go to be measured, in this process or on a cluster."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Protocol
+
+import torch
+
+from needles.document import NeedleDocument
+from results.measurement import Measurement, candidate_key
+from rope.factors import RescaleFactors
+
+
+@dataclass(frozen=True)
+class Task:
+    """One forward: a candidate on a batch of documents."""
+
+    candidate: RescaleFactors
+    """Factors to install."""
+    documents: tuple[str, ...]
+    """Ids of documents of equal length."""
+
+
+class Scorer(Protocol):
+    """Measures tasks. Every task that was submitted comes back once, as one measurement or failure per document."""
+
+    @property
+    def capacity(self) -> int:
+        """Tasks worth having in flight: enough that nobody waits for the driver."""
+
+    def submit(self, task: Task) -> None:
+        """Take a task; returns at once.
+
+        Args:
+            task: What to measure.
+        """
+
+    def collect(self) -> list[Measurement]:
+        """Wait until one of the submitted tasks is finished.
+
+        Returns:
+            One measurement or failure per document of that task; empty only if no task is in flight.
+        """
+
+    def close(self) -> None:
+        """Give back what the scorer holds; tasks in flight are lost. Harmless when called twice."""
+
+
+def failed_measurements(
+    task: Task, documents: Mapping[str, NeedleDocument], reason: str, *, seconds: float = 0.0
+) -> list[Measurement]:
+    """Return a task's measurements when there are none to be had.
+
+    Args:
+        task: What was to be measured.
+        documents: Documents by id, the task's among them.
+        reason: Why it was not, in one line.
+        seconds: Wall time spent on each document.
+
+    Returns:
+        One failure per document of the task.
+    """
+    candidate = candidate_key(task.candidate)
+    return [
+        Measurement(
+            candidate=candidate,
+            document=document,
+            split=documents[document].split,
+            depth=documents[document].depth,
+            sum_nll=nan,
+            num_tokens=0,
+            seconds=seconds,
+            failure=reason,
+        )
+        for document in task.documents
+    ]
+
+
+def failure_reason(error: BaseException) -> str:
+    """Return an exception as the reason of a failure, in one line; running out of memory is named as such.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The kind of error and the first line of its message.
+    """
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{'out of memory' if _is_out_of_memory(error) else type(error).__name__}: {first_line}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's allocator for the CPU has no exception of its own
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
