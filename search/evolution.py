@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import optuna
 from optuna.trial import Trial, TrialState
@@ -49,14 +50,22 @@ class Ledger:
     """What the user sees."""
     failures: list[str] = field(default_factory=list)
     """Reasons of measurements that failed, in order."""
+    known: dict[str, list[Measurement]] = field(default_factory=dict)
+    """Measurements on the search documents by candidate key; a searched candidate may equal a formula."""
 
     def score(self, asked: Sequence[tuple[Trial, RescaleFactors]], batches: Batches) -> list[Scored]:
-        """Measure candidates, tell their trials as they are complete, and return them in the order asked."""
+        """Measure candidates on the search documents, tell their trials as they are complete, return them as asked.
+
+        A candidate that is known is not measured again.
+        """
         trials = defaultdict(list)
         for trial, factors in asked:
             trials[candidate_key(factors)].append(trial)
+        known = [(key, self.known[key]) for key in trials if key in self.known]
+        new = [factors for _, factors in asked if candidate_key(factors) not in self.known]
         perplexities: dict[str, float] = {}
-        for key, measurements in self._measured([factors for _, factors in asked], batches):
+        for key, measurements in chain(known, self._measured(new, batches)):
+            self.known[key] = measurements
             for trial in trials[key]:
                 perplexities[key] = tell(self.study, trial, measurements)
             self.progress.candidate(perplexities[key])

@@ -130,10 +130,11 @@ def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: Re
         high = 4 * best_formula.scale if config.cma.high is None else config.cma.high
         space = MonotoneSpace(template=best_formula, high=high)
         return CmaSampler(space, config.cma, start=best_formula, seed=config.seed)
-    return LongRoPE2Sampler(_longrope2_space(config, model, best_formula), config.evolution, seed=config.seed)
+    return LongRoPE2Sampler(longrope2_space(config, model, best_formula), config.evolution, seed=config.seed)
 
 
-def _longrope2_space(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> SearchSpace:
+def longrope2_space(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> SearchSpace:
+    """Return the paper's space; `best_formula` supplies its temperature where the configuration says "best"."""
     geometry = model.geometry
     scale = config.target_length / geometry.original_length
     choice = config.space.attention_temperature

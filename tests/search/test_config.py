@@ -6,6 +6,7 @@ import pytest
 
 from rope.methods import METHODS
 from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig, resolved_config, without_password
+from search.samplers.cma import CmaConfig
 from search.samplers.longrope2 import EvolutionConfig
 
 REQUIRED: dict[str, Any] = {"model": "folder", "corpus": "noise", "target_length": 1024}
@@ -121,3 +122,18 @@ def test_a_password_in_a_storage_url_is_in_no_copy_of_the_configuration(url: str
     config = SearchConfig(model="m", corpus="noise", target_length=1024, storage=url)
     assert resolved_config(config)["storage"] == shown
     assert without_password(f"--storage={url}") == f"--storage={shown}"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "setting", "named"),
+    [
+        ("longrope2", {"cma": CmaConfig(sigma=0.2)}, "cma"),
+        ("cma", {"evolution": EvolutionConfig(num_generations=1)}, "evolution"),
+        ("cma", {"space": SpaceConfig(low=2.0)}, "space"),
+    ],
+)
+def test_settings_of_the_other_algorithm_are_refused_since_they_would_have_no_effect(
+    algorithm: str, setting: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^settings of {named} must go with their own algorithm, got them with"):
+        SearchConfig(model="m", corpus="noise", target_length=1024, algorithm=algorithm, **setting)  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from results.store import read_measurements
 from rope.factors import RescaleFactors
 from rope.longrope2 import longrope2_factors
 from rope.methods import METHODS
-from search.evolution import SEARCHED, Ledger, Scored, best_of, evolve, measure_formulas
-from search.samplers.longrope2 import METHOD, ORIGIN, EvolutionConfig, LongRoPE2Sampler
+from search.evolution import Ledger, Scored, best_of, evolve, measure_formulas
+from search.samplers.generational import METHOD, ORIGIN
+from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import Genome, SearchSpace
 from search.study import ask_formula
 from workers.scorer import Scorer
@@ -48,7 +49,7 @@ def test_the_papers_budget_comes_close_to_a_hidden_optimum(
     gains, errors = [], []
     for seed in range(3):
         ledger = make_ledger(make_scorer(loss))
-        found = evolve(ledger, LongRoPE2Sampler(space, EvolutionConfig(), seed=seed), space, [("a",)])
+        found = evolve(ledger, LongRoPE2Sampler(space, EvolutionConfig(), seed=seed), [("a",)])
         trials = ledger.study.get_trials(deepcopy=False)
         initial = [math.log(trial.values[0]) for trial in trials if trial.user_attrs[ORIGIN]["generation"] == 0]
         best = loss(found[0].factors, "a")
@@ -71,7 +72,7 @@ def test_capacity_and_completion_order_change_no_result(
     def search(scorer: Scorer) -> tuple[list[Scored], list[tuple[object, ...]]]:
         ledger = make_ledger(scorer)
         scored = measure_formulas(ledger, formulas(space), BATCHES)
-        found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=seed), space, BATCHES)
+        found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=seed), BATCHES)
         trials = ledger.study.get_trials()
         return [*scored, *found], [(trial.params, trial.value, trial.user_attrs) for trial in trials]
 
@@ -85,9 +86,9 @@ def test_formulas_and_candidates_are_trials_of_one_study(
 ) -> None:
     ledger = make_ledger(make_scorer(distance_to(space.factors(HIDDEN, method="hidden"))))
     scored = measure_formulas(ledger, formulas(space), BATCHES)
-    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
     trials = ledger.study.get_trials()
-    assert [trial.user_attrs[METHOD] for trial in trials] == ["none", "linear", "yarn"] + [SEARCHED] * 48
+    assert [trial.user_attrs[METHOD] for trial in trials] == ["none", "linear", "yarn"] + [LongRoPE2Sampler.method] * 48
     assert [entry.perplexity for entry in scored] == [trial.value for trial in trials[:3]]
     assert sorted(trial.values[0] for trial in trials[3:]) == [entry.perplexity for entry in found]
     assert best_of([*scored, *found]) == found[0]
@@ -98,7 +99,7 @@ def test_every_measurement_is_stored_and_counted(
     space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger, tmp_path: Path
 ) -> None:
     ledger = make_ledger(make_scorer(distance_to(space.factors(HIDDEN, method="hidden")), capacity=3))
-    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
     rows = read_measurements(tmp_path)
     assert len(rows) == ledger.progress.num_document_forwards == 48 * 3
     assert set(rows["candidate"]) == {candidate_key(entry.factors) for entry in found}
@@ -128,7 +129,7 @@ def test_failed_candidates_are_left_out_and_their_reasons_kept(
         return math.nan if factors.critical_dim == 4 and document == "b" else distance(factors, document)
 
     ledger = make_ledger(make_scorer(loss))
-    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
     failed = [trial for trial in ledger.study.get_trials() if trial.state == TrialState.FAIL]
     assert failed
     assert {trial.params["critical_dim"] for trial in failed} == {4}
@@ -170,7 +171,7 @@ def test_candidates_that_all_fail_end_the_search_with_a_warning(
 ) -> None:
     ledger = make_ledger(make_scorer(lambda factors, document: math.nan))
     with caplog.at_level(logging.WARNING, logger="search.evolution"):
-        assert evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES) == []
+        assert evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES) == []
     assert caplog.messages == [
         "the search ends early: no candidate of the generations before could be measured, so none can breed"
     ]
@@ -181,7 +182,7 @@ def test_a_space_without_anything_new_ends_the_search_with_a_warning_and_no_tria
 ) -> None:
     ledger = make_ledger(make_scorer(lambda factors, document: factors.values[-1] / 10))
     with caplog.at_level(logging.WARNING, logger="search.evolution"):
-        found = evolve(ledger, LongRoPE2Sampler(tiny_space, SMALL, seed=0), tiny_space, BATCHES)
+        found = evolve(ledger, LongRoPE2Sampler(tiny_space, SMALL, seed=0), BATCHES)
     assert len(found) == 10
     assert len(caplog.messages) == 1
     assert caplog.messages[0] == "the search ends early: the space holds no more than 10 candidates to begin with"
@@ -193,7 +194,7 @@ def test_an_exhausted_space_has_been_measured_to_its_last_candidate(
 ) -> None:
     config = EvolutionConfig(population_size=4, num_parents=4, num_mutations=4, num_crossovers=0, num_generations=9)
     ledger = make_ledger(make_scorer(lambda factors, document: factors.values[-1] / 10))
-    assert len(evolve(ledger, LongRoPE2Sampler(tiny_space, config, seed=0), tiny_space, BATCHES)) == 10
+    assert len(evolve(ledger, LongRoPE2Sampler(tiny_space, config, seed=0), BATCHES)) == 10
     assert not [trial for trial in ledger.study.get_trials() if trial.state == TrialState.RUNNING]
 
 
@@ -203,7 +204,7 @@ def test_the_flat_start_at_the_theoretical_critical_dimension_is_the_formula_its
     # So a finalist can be a formula under another name: whoever measures both leaves one out
     formula = longrope2_factors(32, 1e4, original_length=256, target_length=2048).with_temperature(1.25)
     ledger = make_ledger(make_scorer(distance_to(formula)))
-    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), space, BATCHES)
+    found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
     same = [entry for entry in found if candidate_key(entry.factors) == candidate_key(formula)]
     assert same == found[:1]
     assert same[0].perplexity == 1.0

@@ -86,7 +86,7 @@ def test_the_study_names_formulas_and_origins(finished: Path) -> None:
     assert [trial.user_attrs["method"] for trial in trials[:2]] == ["none", "none"]
     searched = [trial for trial in trials if trial.user_attrs["method"] == "longrope2-search"]
     assert len(searched) == 10 + 2 * 6
-    assert {trial.user_attrs["origin"]["operator"] for trial in searched} == {"initial", "mutation", "crossover"}
+    assert {"initial", "mutation"} <= {trial.user_attrs["origin"]["operator"] for trial in searched}
 
 
 def test_plain_transformers_loads_the_fragment_and_rotates_as_the_factors_say(finished: Path, tmp_path: Path) -> None:
@@ -120,16 +120,37 @@ def test_search_and_heldout_documents_are_different_documents(finished: Path) ->
     assert by_split["search"].isdisjoint(by_split["heldout"])
 
 
-@pytest.fixture
+def test_cma_finds_factors_without_a_critical_dimension(tmp_path: Path) -> None:
+    options = ["--algorithm=cma", "--cma.population-size=6", "--cma.num-generations=2"]
+    small = [option for option in SMALL if "evolution" not in option]
+    base = [f"--model={MODEL}", f"--corpus={HAYSTACK}", "--target-length=512", "--dtype=float32"]
+    assert main(["search", *base, f"--run-dir={tmp_path / 'cma'}", *small, *options]) == 0
+    summary = Summary.from_json((tmp_path / "cma" / "summary.json").read_text())
+    searched = [method for method in summary.methods if method.kind == "searched"]
+    assert {method.name for method in searched} == {"cma-search"}
+    assert {method.critical_dim for method in searched} == {None}
+    assert len({method.attention_temperature for method in searched}) == len(searched)
+
+
+@pytest.fixture(scope="module")
 def small_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=80_000_000,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")),
+        _temp_dir=str(tmp_path_factory.mktemp("r")),
     )
     yield
     ray.shutdown()
+
+
+@pytest.mark.usefixtures("small_ray")
+def test_more_workers_than_the_cluster_can_place_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search(tmp_path / "crowd", "--workers=50") == 2
+    assert "the cluster must have room for 50 workers" in capsys.readouterr().err
+    assert not (tmp_path / "crowd").exists()
 
 
 @pytest.mark.usefixtures("small_ray")

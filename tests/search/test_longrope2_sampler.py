@@ -12,7 +12,8 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rope.linear import linear_factors
-from search.samplers.longrope2 import ORIGIN, EvolutionConfig, LongRoPE2Sampler, SpaceExhaustedError
+from search.samplers.generational import ORIGIN
+from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler, SpaceExhaustedError
 from search.space import SearchSpace
 from search.study import ask_candidate, ask_formula
 
@@ -185,7 +186,7 @@ def test_formulas_in_the_same_study_change_no_candidate(space: SearchSpace) -> N
 
 def test_a_parameter_outside_the_space_is_refused(space: SearchSpace) -> None:
     study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
-    message = r"^every parameter must belong to the search space, got 'learning_rate'; sample it elsewhere$"
+    message = r"^every parameter must belong to the search space, got 'learning_rate'. Sample it elsewhere.$"
     trial = study.ask()
     with pytest.raises(ValueError, match=message):
         trial.suggest_float("learning_rate", 0.0, 1.0)

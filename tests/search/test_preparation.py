@@ -12,7 +12,7 @@ from results.measurement import candidate_key
 from rope.linear import linear_factors
 from rope.methods import METHODS
 from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig
-from search.preparation import batches_of, build_run_documents, formula_factors, search_space
+from search.preparation import batches_of, build_run_documents, formula_factors, longrope2_space
 from workers.geometry import RopeGeometry
 from workers.model import ModelDescription
 
@@ -49,7 +49,7 @@ def make_config(**changes: Any) -> SearchConfig:
 
 def test_llama3_from_8k_to_128k_has_the_papers_space(llama3: ModelDescription) -> None:
     formula = linear_factors(128, 5e5, original_length=8192, target_length=131_072)
-    space = search_space(make_config(target_length=131_072), llama3, best_formula=formula)
+    space = longrope2_space(make_config(target_length=131_072), llama3, formula)
     assert space.critical_dims == tuple(range(24, 36))
     assert (space.low, space.high, space.step) == (16.0, 32.0, 0.01)
     assert space.num_pairs == 64
@@ -65,7 +65,7 @@ def test_the_temperature_of_candidates_is_the_users_choice(
 ) -> None:
     best = linear_factors(128, 5e5, original_length=8192, target_length=131_072).with_temperature(1.75)
     config = make_config(target_length=131_072, space=SpaceConfig(attention_temperature=choice))
-    assert search_space(config, llama3, best_formula=best).attention_temperature == pytest.approx(expected, rel=1e-15)
+    assert longrope2_space(config, llama3, best).attention_temperature == pytest.approx(expected, rel=1e-15)
 
 
 def test_the_users_critical_dimensions_and_bounds_are_kept(llama3: ModelDescription) -> None:
@@ -73,7 +73,7 @@ def test_the_users_critical_dimensions_and_bounds_are_kept(llama3: ModelDescript
     config = make_config(
         target_length=131_072, space=SpaceConfig(critical_dims=[33, 30], low=12.0, high=40.0, step=0.5)
     )
-    space = search_space(config, llama3, best_formula=formula)
+    space = longrope2_space(config, llama3, formula)
     assert (space.critical_dims, space.low, space.high, space.step) == ((30, 33), 12.0, 40.0, 0.5)
 
 

@@ -11,7 +11,8 @@ from results.measurement import Measurement
 from rope.factors import RescaleFactors
 from rope.longrope2 import longrope2_factors
 from rope.ntk import ntk_factors
-from search.samplers.longrope2 import METHOD, EvolutionConfig, LongRoPE2Sampler
+from search.samplers.generational import METHOD
+from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
 from search.study import JOURNAL, ask_candidate, ask_formula, open_storage, open_study, tell
 

@@ -1,0 +1,134 @@
+"""CMA-ES over monotone factors: points are formulas and back, every candidate is monotone, state needs only storage."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import TrialState
+
+from rope.factors import RescaleFactors
+from rope.methods import METHODS
+from search.monotone_space import TEMPERATURE, MonotoneSpace
+from search.samplers.cma import CmaConfig, CmaSampler, from_point, to_point
+from search.samplers.generational import ORIGIN
+from search.space import lambda_name
+from search.study import ask_candidate, ask_formula
+
+CONFIG = CmaConfig(population_size=6, num_generations=8)
+
+
+def formula(name: str) -> RescaleFactors:
+    return METHODS[name](32, 500.0, original_length=256, target_length=1024).with_temperature(1.1)
+
+
+def make_sampler(seed: int = 0, config: CmaConfig = CONFIG) -> CmaSampler:
+    return CmaSampler(MonotoneSpace(template=formula("yarn"), high=16.0), config, start=formula("yarn"), seed=seed)
+
+
+def loss(factors: RescaleFactors) -> float:
+    """Return the distance to a hidden list with a temperature; 0 there."""
+    hidden = np.log(formula("longrope2").values)
+    return float(np.sum((np.log(factors.values) - hidden) ** 2) + (factors.attention_temperature - 1.25) ** 2)
+
+
+def run(study: optuna.Study, sampler: CmaSampler, num: int, *, reverse: bool = False) -> list[RescaleFactors]:
+    """Ask and tell whole generations, told in either order; return all candidates in the order asked."""
+    study.sampler = sampler
+    found = []
+    for _ in range(num // CONFIG.population_size):
+        asked = [ask_candidate(study, sampler.space, method=sampler.method) for _ in range(CONFIG.population_size)]
+        for trial, factors in reversed(asked) if reverse else asked:
+            study.tell(trial, loss(factors))
+        found += [factors for _, factors in asked]
+    return found
+
+
+@pytest.mark.parametrize("name", ["none", "linear", "ntk", "yarn", "llama3", "longrope2"])
+def test_a_formula_is_a_point_of_the_space(name: str) -> None:
+    values, temperature = from_point(to_point(formula(name)))
+    np.testing.assert_allclose(values, formula(name).values, rtol=1e-12)  # square roots of differences of logarithms
+    assert temperature == 1.1
+
+
+def test_a_point_worked_out_by_hand() -> None:
+    values, temperature = from_point(np.array([0.0, math.sqrt(math.log(2)), 0.0, -math.sqrt(math.log(3)), 1.2]))
+    np.testing.assert_allclose(values, [1, 2, 2, 6], rtol=1e-12)
+    assert temperature == 1.2
+
+
+def test_factors_that_are_below_one_or_fall_are_raised() -> None:
+    published = formula("none").with_values([0.5, 1.0, 3.0, 2.0] * 4, method="published")
+    values, _ = from_point(to_point(published))
+    np.testing.assert_allclose(values[:4], [1, 1, 3, 3], rtol=1e-12)
+
+
+def test_every_candidate_is_monotone_inside_the_bounds_and_exactly_what_the_study_holds() -> None:
+    study = optuna.create_study()
+    found = run(study, make_sampler(), 24)
+    for factors, trial in zip(found, study.trials, strict=True):
+        assert np.all(np.diff(factors.values) >= 0)
+        assert 1 <= factors.values[0] <= factors.values[-1] <= 16
+        assert factors.values == tuple(trial.params[lambda_name(pair)] for pair in range(16))
+        assert factors.attention_temperature == trial.params[TEMPERATURE]
+
+
+def test_the_optimiser_comes_near_a_hidden_optimum_from_the_best_formula() -> None:
+    found = run(optuna.create_study(), make_sampler(), 300)
+    assert min(map(loss, found)) < loss(formula("yarn")) / 5
+
+
+def test_the_order_in_which_a_generation_is_told_changes_nothing() -> None:
+    forward = run(optuna.create_study(), make_sampler(), 24)
+    assert run(optuna.create_study(), make_sampler(), 24, reverse=True) == forward
+
+
+def test_another_seed_means_other_candidates() -> None:
+    assert run(optuna.create_study(), make_sampler(1), 6) != run(optuna.create_study(), make_sampler(0), 6)
+
+
+def test_a_new_sampler_over_the_same_storage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    run(optuna.create_study(study_name="s", storage=storage), make_sampler(), 12)
+    again = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    resumed = run(optuna.load_study(study_name="s", storage=again), make_sampler(), 12)
+    assert resumed == run(optuna.create_study(), make_sampler(), 24)[12:]
+
+
+def test_formulas_are_left_alone_and_failures_count_as_the_worst() -> None:
+    study = optuna.create_study()
+    ask_formula(study, formula("yarn"))
+    sampler = make_sampler()
+    study.sampler = sampler
+    asked = [ask_candidate(study, sampler.space, method=sampler.method)[0] for _ in range(6)]
+    for place, trial in enumerate(asked):
+        study.tell(trial, None if place == 0 else float(place), state=TrialState.FAIL if place == 0 else None)
+    _, factors = ask_candidate(study, sampler.space, method=sampler.method)
+    assert study.trials[-1].user_attrs[ORIGIN] == {"generation": 1, "operator": "cma"}
+    assert np.isfinite(factors.values).all()
+
+
+def test_generation_sizes_are_the_configuration_s() -> None:
+    assert make_sampler().generation_sizes == [6] * 8
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("population_size", 3, "cma.population_size must be at least 4, got 3"),
+        ("num_generations", 0, "cma.num_generations must be at least 1, got 0"),
+        ("sigma", 0.0, "cma.sigma must be a number above 0, got 0.0"),
+        ("sigma", math.inf, "cma.sigma must be a number above 0, got inf"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(field: str, value: float, message: str) -> None:
+    options = {field: value}
+    with pytest.raises(ValueError, match=message):
+        CmaConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_space_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the largest factor must be above 1, got 1\. Set cma\.high\."):
+        MonotoneSpace(template=formula("yarn"), high=1.0)
