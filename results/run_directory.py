@@ -69,10 +69,15 @@ class RunDirectory:
                 f"run directory {folder} must be new or empty, got one that already holds a run. "
                 "Choose another folder with --run-dir."
             )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one with other files in it. "
                 "Choose another folder with --run-dir."
+            )
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(
+                f"run directory {folder} must be a folder that can be written to, got: File exists. "
+                "Choose another with --run-dir."
             )
 
     @classmethod

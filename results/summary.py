@@ -29,7 +29,7 @@ class MethodResult:
     heldout_perplexity: float
     """Needle perplexity on documents of the target length that no search saw; this decides."""
     original_perplexity: float
-    """Needle perplexity on documents of the original length."""
+    """Needle perplexity on documents of the original length, with the factors used there too."""
 
     @property
     def heldout_loss(self) -> float:

@@ -83,7 +83,7 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"^run directory .*run must be new or empty, got one that already holds a run\. "
-        r"Continue that run with --resume, or choose another folder with --run-dir\.$",
+        r"Choose another folder with --run-dir\.$",
     ):
         RunDirectory.create(run.path, {**CONFIG, "target_length": 2048}, resume=False)
     assert contents(run.path) == before
