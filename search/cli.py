@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
+from optuna.exceptions import StorageInternalError
 
 from search.config import SearchConfig
 
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_search(config)
     except argparse.ArgumentError as error:
         return _report(f"{error}{_known_options(search, str(error))}")
-    except (ValueError, OSError) as error:
-        return _report(str(error))
+    except (ValueError, OSError, MemoryError, StorageInternalError) as error:
+        return _report(str(error) or type(error).__name__)
     except KeyboardInterrupt:
         return _report("interrupted; what was measured so far is kept in the run directory")
     return 0

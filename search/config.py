@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from rope.methods import METHODS
@@ -137,15 +138,26 @@ class SearchConfig:
             )
         if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker < 0:
             raise ValueError("--workers, --gpus-per-worker and --cpus-per-worker must not be negative")
+        if self.workers == 0 and (self.gpus_per_worker, self.cpus_per_worker) != (0.0, 1.0):
+            raise ValueError(
+                "--gpus-per-worker and --cpus-per-worker must go with --workers, got them without, where they have no "
+                "effect. Give the number of Ray workers, or leave them out."
+            )
         if self.num_finalists < 1:
             raise ValueError(f"--num-finalists must be at least 1, got {self.num_finalists}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
 
 
-def resolved_config(config: SearchConfig) -> dict[str, object]:
-    """Return every setting of a run as what YAML can hold, the password of a storage URL left out."""
-    settings = asdict(config)
+def resolved_config(config: SearchConfig, original_length: int, run_dir: Path) -> dict[str, object]:
+    """Return every setting of a run as what YAML can hold, the password of a storage URL left out.
+
+    Args:
+        config: What the user set.
+        original_length: The model's window, which the user may have left to its configuration, tokens.
+        run_dir: Where the run's results go.
+    """
+    settings = asdict(config) | {"original_length": original_length, "run_dir": str(run_dir)}
     if config.storage is not None:
         settings["storage"] = without_password(config.storage)
     return settings
@@ -153,4 +165,5 @@ def resolved_config(config: SearchConfig) -> dict[str, object]:
 
 def without_password(url: str) -> str:
     """Return a URL with *** in place of its password."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    hidden = re.sub(r"(://[^:/@]*:).*@", r"\1***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", hidden)

@@ -71,6 +71,10 @@ class Ledger:
             self.progress.candidate(perplexities[key])
         return [Scored(factors=factors, perplexity=perplexities[candidate_key(factors)]) for _, factors in asked]
 
+    def knows(self, factors: RescaleFactors) -> bool:
+        """Return whether these factors were measured on the search documents."""
+        return candidate_key(factors) in self.known
+
     def perplexities(self, candidates: Sequence[RescaleFactors], batches: Batches) -> dict[str, float]:
         """Return perplexities by candidate key, without trials: for documents that the search never sees."""
         return {key: perplexity(measurements) for key, measurements in self._measured(candidates, batches)}
@@ -78,22 +82,30 @@ class Ledger:
     def _measured(
         self, candidates: Sequence[RescaleFactors], batches: Batches
     ) -> Iterator[tuple[str, list[Measurement]]]:
-        for factors, measurements in measure(self.scorer, candidates, batches):
-            self.store.add(measurements)
-            self.progress.advance(len(measurements))
-            self.failures.extend(m.failure for m in measurements if m.failure is not None)
-            yield candidate_key(factors), measurements
-        self.store.flush()
+        try:
+            for factors, measurements in measure(self.scorer, candidates, batches):
+                self.store.add(measurements)
+                self.progress.advance(len(measurements))
+                self._note_failures(factors, measurements)
+                yield candidate_key(factors), measurements
+        finally:
+            self.store.flush()
+
+    def _note_failures(self, factors: RescaleFactors, measurements: Sequence[Measurement]) -> None:
+        reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
+        self.failures.extend(reasons)
+        if reasons:
+            logger.warning("a %s candidate failed on %d documents: %s", factors.method, len(reasons), reasons[0])
 
 
 def measure_formulas(ledger: Ledger, formulas: Sequence[RescaleFactors], batches: Batches) -> list[Scored]:
-    """Measure every formula as a named trial of the study.
+    """Measure every formula as a named trial of the study; none for none.
 
     Raises:
         ValueError: Not one of them could be measured; the first reason is given.
     """
     scored = ledger.score([(ask_formula(ledger.study, factors), factors) for factors in formulas], batches)
-    if all(math.isnan(entry.perplexity) for entry in scored):
+    if formulas and all(math.isnan(entry.perplexity) for entry in scored):
         reason = ledger.failures[0] if ledger.failures else "no perplexity is finite"
         raise ValueError(
             f"at least one formula must be measurable, got {len(scored)} failures, the first: {reason}. "

@@ -20,9 +20,18 @@ from results.table import results_table
 from rope.factors import RescaleFactors
 from search.config import SearchConfig, resolved_config, without_password
 from search.evolution import Ledger, best_of, evolve, measure_formulas
-from search.place import run_directory_path
-from search.preparation import RunDocuments, batches_of, build_run_documents, formula_factors, make_sampler, open_scorer
+from search.place import check_storage, run_directory_path
+from search.preparation import (
+    RunDocuments,
+    batches_of,
+    build_run_documents,
+    document_record,
+    formula_factors,
+    make_sampler,
+    open_scorer,
+)
 from search.progress import SearchProgress
+from search.samplers.generational import GenerationalSampler
 from search.study import open_storage, open_study
 from workers.model import ModelDescription, describe_model
 
@@ -46,20 +55,20 @@ def run_search(config: SearchConfig) -> Summary:
     console = Console()
     path = run_directory_path(config.run_dir, now=started, working_dir=Path.cwd(), home=Path.home())
     RunDirectory.check_free(path)
-    storage = open_storage(config.storage)
+    check_storage(config.storage, working_dir=Path.cwd())
     model = describe_model(config.model, gguf_file=config.gguf_file, original_length=config.original_length)
     documents = build_run_documents(config, model)
     formulas = formula_factors(config, model)
     sampler = make_sampler(config, model, formulas[0])  # refuses a faulty space before anything is written
     with open_scorer(config, documents.all) as scorer:
-        run = RunDirectory.create(path, resolved_config(config), resume=False)
+        study_name = f"{Path(config.model).name} {path.name}"
+        storage = open_storage(config.storage, study_name=study_name)
+        run = RunDirectory.create(path, resolved_config(config, model.geometry.original_length, path), resume=False)
         logger.info("results go to %s", run.path)
-        with SearchProgress(
-            _num_documents(config, len(formulas), sum(sampler.generation_sizes)), console=console
-        ) as progress:
-            store = MeasurementStore(run.path)
-            study = open_study(f"{Path(config.model).name} {run.path.name}", storage=storage, run_dir=run.path)
-            ledger = Ledger(study=study, scorer=scorer, store=store, progress=progress)
+        run.write_json("documents.json", [document_record(document) for document in documents.all])
+        with SearchProgress(_num_documents(config, formulas, sampler), console=console) as progress:
+            study = open_study(study_name, storage=storage, run_dir=run.path)
+            ledger = Ledger(study=study, scorer=scorer, store=MeasurementStore(run.path), progress=progress)
             judged = _search_and_judge(config, model, documents, formulas, ledger)
     summary = Summary(
         model=config.model,
@@ -94,6 +103,9 @@ def _search_and_judge(
     scored = measure_formulas(ledger, formulas, search)
     sampler = make_sampler(config, model, best_of(scored).factors)
     found = evolve(ledger, sampler, search)
+    if found:  # so that the comparison is fair where the search found a temperature of its own
+        others = formula_factors(config, model, temperature=found[0].factors.attention_temperature)
+        scored += measure_formulas(ledger, [factors for factors in others if not ledger.knows(factors)], search)
     formula_keys = {candidate_key(entry.factors) for entry in scored}
     new = [entry for entry in found if candidate_key(entry.factors) not in formula_keys]
     finalists = scored + new[: config.num_finalists]
@@ -117,11 +129,15 @@ def _search_and_judge(
     ]
 
 
-def _num_documents(config: SearchConfig, num_formulas: int, num_candidates: int) -> int:
+def _num_documents(config: SearchConfig, formulas: Sequence[RescaleFactors], sampler: GenerationalSampler) -> int:
+    """Return about how many documents the run will measure; the bar needs no more."""
     documents = config.documents
+    num_candidates = sum(sampler.generation_sizes)
+    num_formulas = len(formulas) + (len(config.formulas.methods) if config.algorithm == "cma" else 0)
     num_judged = num_formulas + min(config.num_finalists, num_candidates)
-    num_per_judged = documents.num_heldout + documents.num_original
-    return (num_formulas + num_candidates) * documents.num_search + num_judged * num_per_judged
+    return (num_formulas + num_candidates) * documents.num_search + num_judged * (
+        documents.num_heldout + documents.num_original
+    )
 
 
 def _write(
@@ -141,9 +157,11 @@ def _write(
     )
     winner = winner.with_provenance(model=config.model, config_sha256=run.config_sha256, created=provenance.gathered)
     run.write_text("factors.json", winner.to_json())
-    run.write_json(
-        "config_fragment.json", huggingface_fragment(winner, partial_rotary_factor=model.geometry.partial_rotary_factor)
-    )
+    if model.geometry.by_layer_type:
+        logger.warning("no config_fragment.json: the model rotates by layer type, which one fragment cannot say")
+    else:
+        share = model.geometry.partial_rotary_factor
+        run.write_json("config_fragment.json", huggingface_fragment(winner, partial_rotary_factor=share))
     run.write_json("provenance.json", asdict(provenance))
     run.write_text("summary.json", summary.to_json())
 

@@ -1,11 +1,30 @@
 """Where a run's results go: never into Ray's temporary copy of the working directory."""
 
+import re
 from datetime import datetime
 from pathlib import Path
 
 RUNS = "runs"
 """Folder of runs that were given no directory."""
 _RAY_COPY = ("runtime_resources", "working_dir_files")
+
+
+def check_storage(url: str | None, *, working_dir: Path) -> None:
+    """Refuse a storage that would lie in Ray's temporary copy of the working directory.
+
+    Raises:
+        ValueError: `url` is a SQLite file with a relative path, and the process works in Ray's copy.
+    """
+    if url is not None and re.match(r"sqlite:///[^/]", url) and inside_ray_copy(working_dir):
+        raise ValueError(
+            f"--storage must not lie in Ray's temporary copy of the working directory, got {url}. "
+            "Give SQLite an absolute path (four slashes)."
+        )
+
+
+def inside_ray_copy(working_dir: Path) -> bool:
+    """Return whether a process that works here was submitted to Ray with a copy of its user's folder."""
+    return all(part in working_dir.parts for part in _RAY_COPY)
 
 
 def run_directory_path(chosen: str | None, *, now: datetime, working_dir: Path, home: Path) -> Path:
@@ -23,10 +42,10 @@ def run_directory_path(chosen: str | None, *, now: datetime, working_dir: Path, 
     Raises:
         ValueError: `chosen` lies inside Ray's copy.
     """
-    inside_ray_copy = all(part in working_dir.parts for part in _RAY_COPY)
-    root = home / "ropewalk" if inside_ray_copy else working_dir
+    submitted = inside_ray_copy(working_dir)
+    root = home / "ropewalk" if submitted else working_dir
     path = root / (Path(chosen).expanduser() if chosen else Path(RUNS) / f"{now:%Y%m%d-%H%M%S}")
-    if inside_ray_copy and path.is_relative_to(working_dir):
+    if submitted and path.is_relative_to(working_dir):
         raise ValueError(
             f"results must not lie in Ray's temporary copy of the working directory, got {path}. "
             "Give a folder elsewhere with --run-dir."

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from rope.methods import METHODS, PAPER_TEMPERATURE
 from rope.temperature import attention_temperature
 from search.config import SearchConfig
 from search.monotone_space import MonotoneSpace
+from search.place import inside_ray_copy
 from search.samplers.cma import CmaSampler
 from search.samplers.generational import GenerationalSampler
 from search.samplers.longrope2 import LongRoPE2Sampler
@@ -92,13 +95,25 @@ def batches_of(documents: Sequence[NeedleDocument], batch_size: int) -> list[tup
     return [tuple(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
 
 
-def formula_factors(config: SearchConfig, model: ModelDescription) -> list[RescaleFactors]:
+def document_record(document: NeedleDocument) -> dict[str, object]:
+    """Return what a run directory keeps of a document: all but its token ids, with their hash."""
+    record = {field.name: getattr(document, field.name) for field in fields(document) if field.name != "token_ids"}
+    return record | {"length": document.length, "needle": document.needle._asdict()}
+
+
+def formula_factors(
+    config: SearchConfig, model: ModelDescription, *, temperature: float | None = None
+) -> list[RescaleFactors]:
     """Return every formula at every temperature that the configuration asks for, each distinct candidate once.
 
-    The temperature that the search uses is among them, so that formulas and candidates can be compared fairly.
+    Args:
+        config: The whole search. The fixed temperature of algorithm longrope2 is among those asked for.
+        model: What the formulas are for.
+        temperature: The one temperature to use instead.
     """
-    searched = [config.space.attention_temperature] if config.algorithm == "longrope2" else []
-    choices = [*config.formulas.temperatures, *searched]
+    choices: list[float | str] = [*config.formulas.temperatures]
+    if config.algorithm == "longrope2" and config.space.attention_temperature != BEST:
+        choices.append(config.space.attention_temperature)
     found: dict[str, RescaleFactors] = {}
     for name in config.formulas.methods:
         factors = METHODS[name](
@@ -107,15 +122,13 @@ def formula_factors(config: SearchConfig, model: ModelDescription) -> list[Resca
             original_length=model.geometry.original_length,
             target_length=config.target_length,
         )
-        for choice in choices:
-            if choice == BEST:
-                continue
-            temperature = attention_temperature(
+        for choice in choices if temperature is None else [temperature]:
+            chosen = attention_temperature(
                 PAPER_TEMPERATURE[name] if choice == PAPER else choice,
                 scale=factors.scale,
                 original_length=factors.original_length,
             )
-            candidate = factors.with_temperature(temperature)
+            candidate = factors.with_temperature(chosen)
             found.setdefault(candidate_key(candidate), candidate)
     return list(found.values())
 
@@ -149,7 +162,7 @@ def longrope2_space(config: SearchConfig, model: ModelDescription, best_formula:
         base=geometry.base,
         original_length=geometry.original_length,
         target_length=config.target_length,
-        critical_dims=tuple(candidates if config.space.critical_dims is None else sorted(config.space.critical_dims)),
+        critical_dims=tuple(sorted(config.space.critical_dims or (dim for dim in candidates if dim > 0))),
         low=scale if config.space.low is None else config.space.low,
         high=2 * scale if config.space.high is None else config.space.high,
         step=config.space.step,
@@ -160,11 +173,16 @@ def longrope2_space(config: SearchConfig, model: ModelDescription, best_formula:
 @contextmanager
 def open_scorer(config: SearchConfig, documents: Sequence[NeedleDocument]) -> Iterator[Scorer]:
     """Yield the scorer that the configuration asks for, in this process or on Ray, and close it at the end."""
+    here = Path(config.model)
+    # Ray's workers start in other folders, except those of a submitted job, which have the same copy of the user's
+    path = str(here.absolute()) if here.exists() and not inside_ray_copy(Path.cwd()) else config.model
+    # Ray hides no GPU from a worker that asked for none
+    without_gpu = config.workers > 0 and config.gpus_per_worker == 0 and config.device == "auto"
     load = partial(
         load_model,
-        config.model,
+        path,
         dtype=config.dtype,
-        device=config.device,
+        device="cpu" if without_gpu else config.device,
         gguf_file=config.gguf_file,
         original_length=config.original_length,
     )

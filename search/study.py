@@ -19,36 +19,34 @@ JOURNAL = "study.journal"
 """Name of the journal file in the run directory."""
 
 
-def open_storage(url: str | None) -> BaseStorage | None:
+def open_storage(url: str | None, *, study_name: str) -> BaseStorage | None:
     """Return the storage at an Optuna URL; None for None, which stands for a journal file in the run directory.
 
     Raises:
-        ValueError: The URL is none, or its storage cannot be reached.
+        ValueError: The URL is none, its storage cannot be reached, or it already holds a study of this name.
     """
     if url is None:
         return None
     try:
-        return optuna.storages.get_storage(url)
+        storage = optuna.storages.get_storage(url)
+        names = optuna.get_all_study_names(storage)
     except (ImportError, ValueError, OSError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"--storage must be a URL that Optuna can open, got an error: {reason}. Correct it.") from None
+    if study_name in names:
+        raise ValueError(
+            f"the storage must not hold a study {study_name!r} yet, got one. Choose another --run-dir or --storage."
+        )
+    return storage
 
 
 def open_study(name: str, *, storage: BaseStorage | None, run_dir: Path) -> optuna.Study:
-    """Return a new study that minimises perplexity, in a storage or else in a journal file of the run directory.
-
-    Raises:
-        ValueError: The storage already holds a study of this name.
-    """
+    """Return a new study that minimises perplexity, in a storage or else in a journal file of the run directory."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        return optuna.create_study(
-            study_name=name, storage=storage or JournalStorage(JournalFileBackend(str(run_dir / JOURNAL)))
-        )
-    except optuna.exceptions.DuplicatedStudyError:
-        raise ValueError(
-            f"the storage must not hold a study {name!r} yet, got one. Choose another --run-dir or --storage."
-        ) from None
+    journal = run_dir / JOURNAL
+    return optuna.create_study(
+        study_name=name, storage=JournalStorage(JournalFileBackend(str(journal))) if storage is None else storage
+    )
 
 
 def ask_formula(study: optuna.Study, factors: RescaleFactors) -> Trial:

@@ -22,6 +22,8 @@ class RopeGeometry(NamedTuple):
     """The scaling that the model was saved with (`rope_type`); "default" is none."""
     partial_rotary_factor: float | None = None
     """Share of each head that rotates, where it is not all of it."""
+    by_layer_type: bool = False
+    """Whether other layers than those of full attention have a rotation of their own."""
 
 
 def rope_geometry(config: PreTrainedConfig, *, original_length: int | None = None) -> RopeGeometry:
@@ -55,12 +57,13 @@ def rope_geometry(config: PreTrainedConfig, *, original_length: int | None = Non
         original_length=original_length or _original_length(config, parameters),
         native_scaling=str(parameters.get("rope_type", "default")),
         partial_rotary_factor=None if share == 1.0 else share,
+        by_layer_type=bool(_layer_types(config)),
     )
 
 
 def _rope_parameters(config: PreTrainedConfig) -> Mapping[str, float]:
     parameters = getattr(config, "rope_parameters", None) or {}
-    layer_types = [name for name, value in parameters.items() if isinstance(value, Mapping)]
+    layer_types = _layer_types(config)
     if layer_types:
         parameters = parameters.get(FULL_ATTENTION) or {}
     if parameters.get("rope_theta") is None:
@@ -70,6 +73,11 @@ def _rope_parameters(config: PreTrainedConfig) -> Mapping[str, float]:
             f"{config.model_type} configuration with {found}. Choose another model."
         )
     return dict(parameters)
+
+
+def _layer_types(config: PreTrainedConfig) -> list[str]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [name for name, value in parameters.items() if isinstance(value, Mapping)]
 
 
 def unknown_window(name: str) -> ValueError:

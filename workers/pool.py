@@ -52,7 +52,7 @@ class RayPool:
             load: Loads the model, called on every worker: `functools.partial(load_model, path, ...)`.
             documents: Documents that tasks name by id; put into the cluster once.
             num_workers: Actors; at least 1.
-            gpus_per_worker, cpus_per_worker: What each actor reserves; a worker without GPUs sees none.
+            gpus_per_worker, cpus_per_worker: What each actor reserves; a worker without GPUs is not kept from any.
             start_seconds: How long the cluster may take to place and start all workers.
 
         Raises:

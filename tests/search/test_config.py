@@ -1,5 +1,6 @@
 """The configuration: the paper's defaults, and values that cannot be used."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,12 +116,14 @@ def test_probabilities_outside_zero_to_one_are_refused(name: str, probability: f
     ("url", "shown"),
     [
         ("postgresql://me:secret@host:5432/studies", "postgresql://me:***@host:5432/studies"),
+        ("postgresql://me:p@ss@host/studies", "postgresql://me:***@host/studies"),
+        ("postgresql://host/studies?user=me&password=secret&x=1", "postgresql://host/studies?user=me&password=***&x=1"),
         ("sqlite:///studies.db", "sqlite:///studies.db"),
     ],
 )
 def test_a_password_in_a_storage_url_is_in_no_copy_of_the_configuration(url: str, shown: str) -> None:
     config = SearchConfig(model="m", corpus="noise", target_length=1024, storage=url)
-    assert resolved_config(config)["storage"] == shown
+    assert resolved_config(config, 256, Path("run"))["storage"] == shown
     assert without_password(f"--storage={url}") == f"--storage={shown}"
 
 
@@ -137,3 +140,13 @@ def test_settings_of_the_other_algorithm_are_refused_since_they_would_have_no_ef
 ) -> None:
     with pytest.raises(ValueError, match=rf"^settings of {named} must go with their own algorithm, got them with"):
         SearchConfig(model="m", corpus="noise", target_length=1024, algorithm=algorithm, **setting)  # type: ignore[arg-type]
+
+
+def test_what_the_user_left_open_is_in_the_resolved_configuration() -> None:
+    settings = resolved_config(SearchConfig(model="m", corpus="noise", target_length=1024), 256, Path("runs/one"))
+    assert (settings["original_length"], settings["run_dir"]) == (256, "runs/one")
+
+
+def test_resources_of_workers_without_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^--gpus-per-worker and --cpus-per-worker must go with --workers, got them"):
+        SearchConfig(model="m", corpus="noise", target_length=1024, gpus_per_worker=1)

@@ -172,9 +172,10 @@ def test_candidates_that_all_fail_end_the_search_with_a_warning(
     ledger = make_ledger(make_scorer(lambda factors, document: math.nan))
     with caplog.at_level(logging.WARNING, logger="search.evolution"):
         assert evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES) == []
-    assert caplog.messages == [
-        "the search ends early: no candidate of the generations before could be measured, so none can breed"
-    ]
+    *failures, last = caplog.messages
+    assert set(failures) == {"a longrope2-search candidate failed on 3 documents: cannot read a"}
+    assert len(failures) == SMALL.population_size
+    assert last == "the search ends early: no candidate of the generations before could be measured, so none can breed"
 
 
 def test_a_space_without_anything_new_ends_the_search_with_a_warning_and_no_trial_left_running(

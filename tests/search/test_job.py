@@ -1,14 +1,17 @@
 """The real command on the reference model, end to end: what it leaves, what it prints, and what it refuses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 import ray
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from results.store import read_measurements
 from results.summary import Summary
@@ -102,6 +105,44 @@ def test_plain_transformers_loads_the_fragment_and_rotates_as_the_factors_say(fi
     assert rotary.attention_scaling == pytest.approx(factors.attention_temperature)
 
 
+def test_the_run_directory_says_what_every_document_was(finished: Path) -> None:
+    documents = json.loads((finished / "documents.json").read_text())
+    assert len(documents) == 6 + 6 + 4
+    assert {document["id"] for document in documents} == set(read_measurements(finished)["document"])
+    assert all(len(document["sha256"]) == len(document["passage_sha256"]) == 64 for document in documents)
+    assert len({document["needle"]["value"] for document in documents}) == len(documents)
+
+
+def test_formulas_are_measured_at_the_temperature_that_the_search_found_too(tmp_path: Path) -> None:
+    assert search(tmp_path / "run", "--space.attention-temperature=1.3") == 0
+    summary = Summary.from_json((tmp_path / "run" / "summary.json").read_text())
+    formulas = [method for method in summary.methods if method.kind == "formula"]
+    assert {method.name for method in formulas if method.attention_temperature == 1.3} == {"none", "yarn", "longrope2"}
+
+
+def test_a_run_that_is_interrupted_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as Ctrl-C in the twentieth forward beyond the window
+    forward, calls = LlamaForCausalLM.forward, iter(range(1000))
+
+    def interrupted(model: LlamaForCausalLM, input_ids: torch.Tensor, **options: Any) -> object:
+        if input_ids.shape[1] >= 512 and next(calls) == 20:
+            raise KeyboardInterrupt
+        return forward(model, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", interrupted)
+    assert search(tmp_path / "run") == 2
+    assert len(read_measurements(tmp_path / "run")) == 18  # three whole candidates of six documents
+    assert not (tmp_path / "run" / "factors.json").exists()
+
+
+def test_the_script_for_ray_jobs_is_the_same_program_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "search/run.py"), "--model=nothing", "--corpus=noise", "--target-length=512"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("ropewalk: error: --model must be a folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_run_with_the_same_seed_finds_the_same(finished: Path, tmp_path: Path) -> None:
     assert search(tmp_path / "two") == 0
     one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, tmp_path / "two"))
@@ -118,6 +159,13 @@ def test_search_and_heldout_documents_are_different_documents(finished: Path) ->
     measurements = read_measurements(finished)
     by_split = measurements.groupby("split")["document"].agg(set)
     assert by_split["search"].isdisjoint(by_split["heldout"])
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "smollm2-135m-16k.yaml"])
+def test_shipped_configurations_are_read(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = [f"--config={ROOT / 'search/configs' / name}", "--model=nothing", f"--corpus={HAYSTACK}"]
+    assert main(["search", *options, f"--run-dir={tmp_path / 'run'}"]) == 2
+    assert "--model must be a folder" in capsys.readouterr().err
 
 
 def test_cma_finds_factors_without_a_critical_dimension(tmp_path: Path) -> None:

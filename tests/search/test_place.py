@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search.place import run_directory_path
+from search.place import check_storage, run_directory_path
 
 NOW = datetime(2026, 3, 4, 15, 6, 7, tzinfo=UTC)
 HOME = Path("/home/ada")
@@ -47,3 +47,18 @@ def test_a_directory_inside_rays_copy_is_refused() -> None:
     )
     with pytest.raises(ValueError, match=message):
         place(str(RAY_COPY / "mine"), RAY_COPY)
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:////home/me/studies.db", "postgresql://host/studies"])
+def test_a_storage_that_outlives_the_job_is_accepted(url: str | None) -> None:
+    check_storage(url, working_dir=Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1"))
+
+
+def test_a_relative_sqlite_file_is_refused_in_ray_s_copy_and_accepted_elsewhere() -> None:
+    check_storage("sqlite:///studies.db", working_dir=Path("/home/me"))
+    message = r"^--storage must not lie in Ray's temporary copy of the working directory, got sqlite:///studies\.db\."
+    with pytest.raises(ValueError, match=message):
+        check_storage(
+            "sqlite:///studies.db",
+            working_dir=Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1"),
+        )

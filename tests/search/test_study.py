@@ -49,20 +49,19 @@ def test_a_new_study_is_a_journal_in_the_run_directory_and_can_be_read_again(
 
 def test_any_storage_url_can_hold_the_study(tmp_path: Path, ntk: RescaleFactors) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    study = open_study("first", storage=open_storage(url), run_dir=tmp_path / "never made")
+    study = open_study("first", storage=open_storage(url, study_name="first"), run_dir=tmp_path / "never made")
     tell(study, ask_formula(study, ntk), [make_measurement("a", 2.0, 1)])
     assert optuna.load_study(study_name="first", storage=url).best_value == pytest.approx(math.e**2)
     assert [path.name for path in tmp_path.iterdir()] == ["studies.db"]
 
 
-@pytest.mark.parametrize("url", [None, "sqlite:///{}/studies.db"])
-def test_a_study_that_is_there_already_is_refused(tmp_path: Path, url: str | None) -> None:
-    storage = None if url is None else open_storage(url.format(tmp_path))
-    open_study("first", storage=storage, run_dir=tmp_path)
-    open_study("second", storage=storage, run_dir=tmp_path)
+def test_a_study_that_is_there_already_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    for name in ("first", "second"):
+        open_study(name, storage=open_storage(url, study_name=name), run_dir=tmp_path)
     message = r"^the storage must not hold a study 'first' yet, got one\. Choose another --run-dir or --storage\.$"
     with pytest.raises(ValueError, match=message):
-        open_study("first", storage=storage, run_dir=tmp_path)
+        open_storage(url, study_name="first")
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mongodb://localhost/x", "sqlite:////no/such/folder/studies.db"])
@@ -70,7 +69,7 @@ def test_a_storage_that_cannot_be_opened_is_refused(tmp_path: Path, url: str) ->
     with pytest.raises(
         ValueError, match=r"(?s)^--storage must be a URL that Optuna can open, got an error: .+Correct it"
     ):
-        open_study("first", storage=open_storage(url), run_dir=tmp_path)
+        open_storage(url, study_name="first")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,13 +79,13 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     with pytest.raises(
         ValueError, match=r"^--storage must be a URL that Optuna can open, got an error: .*not a database"
     ):
-        open_study("first", storage=open_storage(f"sqlite:///{file}"), run_dir=tmp_path)
+        open_storage(f"sqlite:///{file}", study_name="first")
     assert file.read_text() == "not a database " * 100
 
 
 def test_the_reason_why_a_storage_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unable to open database file") as caught:
-        open_study("first", storage=open_storage("sqlite:////no/such/folder/studies.db"), run_dir=tmp_path)
+        open_storage("sqlite:////no/such/folder/studies.db", study_name="first")
     assert "\n" not in str(caught.value)
 
 

@@ -18,7 +18,7 @@ EXPECTED = {
     "gpt_neox": RopeGeometry(4, 1e4, 64, partial_rotary_factor=0.25),
     "gemma": RopeGeometry(16, 1e4, 64),
     "gemma2": RopeGeometry(16, 1e4, 64),
-    "gemma3": RopeGeometry(16, 1e6, 64),
+    "gemma3": RopeGeometry(16, 1e6, 64, by_layer_type=True),
 }
 
 
