@@ -15,8 +15,7 @@ from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.driver import measure
 from search.progress import SearchProgress
-from search.samplers.generational import GenerationalSampler
-from search.samplers.longrope2 import SpaceExhaustedError
+from search.samplers.generational import GenerationalSampler, SpaceExhaustedError
 from search.study import ask_candidate, ask_formula, tell
 from workers.scorer import Scorer
 

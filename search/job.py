@@ -61,7 +61,7 @@ def run_search(config: SearchConfig) -> Summary:
     formulas = formula_factors(config, model)
     sampler = make_sampler(config, model, formulas[0])  # refuses a faulty space before anything is written
     with open_scorer(config, documents.all) as scorer:
-        study_name = f"{Path(config.model).name} {path.name}"
+        study_name = f"{Path(config.model).name} to {config.target_length} tokens, {path.name}"
         storage = open_storage(config.storage, study_name=study_name)
         run = RunDirectory.create(path, resolved_config(config, model.geometry.original_length, path), resume=False)
         logger.info("results go to %s", run.path)

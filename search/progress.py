@@ -59,8 +59,8 @@ class SearchProgress:
     def candidate(self, perplexity: float) -> None:
         """Count a candidate and keep its perplexity if it is the best; NaN never is."""
         self.num_candidates += 1
-        if not self.best <= perplexity:
-            self.best = perplexity if perplexity == perplexity else self.best
+        if not math.isnan(perplexity):
+            self.best = perplexity if math.isnan(self.best) else min(self.best, perplexity)
         self._bar.update(self._task, description=f"best perplexity {self.best:.4f}")
 
     def generation(self, number: int) -> None:

@@ -17,6 +17,10 @@ ORIGIN = "origin"
 """User attribute of a searched trial: its generation, its operator, and what else its sampler needs to know of it."""
 
 
+class SpaceExhaustedError(RuntimeError):
+    """No candidate that is new was found within the bounded number of tries."""
+
+
 class Space(Protocol):
     """What a search is free to change, as Optuna parameters."""
 
@@ -55,6 +59,9 @@ class GenerationalSampler(BaseSampler):
             study: The ledger.
             trial: The trial that is being asked for.
             earlier: Searched trials before it, in the order in which they were asked for.
+
+        Raises:
+            SpaceExhaustedError: There is nothing new to try.
         """
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:

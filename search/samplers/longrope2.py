@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from search.operators import crossover, initial_genomes, mutate
-from search.samplers.generational import ORIGIN, GenerationalSampler
+from search.samplers.generational import ORIGIN, GenerationalSampler, SpaceExhaustedError
 from search.space import Genome, SearchSpace
 
 
@@ -53,10 +53,6 @@ class EvolutionConfig:
     def generation_size(self) -> int:
         """Candidates of every generation after the first."""
         return self.num_mutations + self.num_crossovers
-
-
-class SpaceExhaustedError(RuntimeError):
-    """No candidate that is new was found within the bounded number of tries."""
 
 
 class _Offspring(NamedTuple):

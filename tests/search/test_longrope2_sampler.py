@@ -12,8 +12,8 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rope.linear import linear_factors
-from search.samplers.generational import ORIGIN
-from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler, SpaceExhaustedError
+from search.samplers.generational import ORIGIN, SpaceExhaustedError
+from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
 from search.study import ask_candidate, ask_formula
 
