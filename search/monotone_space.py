@@ -45,4 +45,5 @@ class MonotoneSpace:
 
 
 def _cut(value: float, lowest: float, highest: float) -> float:
-    return round(min(max(float(value), lowest), highest), DIGITS)
+    # rounded before it is cut: a bound such as 32 / 3 rounds to what lies outside
+    return min(max(round(float(value), DIGITS), lowest), highest)

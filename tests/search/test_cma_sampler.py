@@ -132,3 +132,11 @@ def test_a_setting_that_cannot_be_used_is_refused(field: str, value: float, mess
 def test_a_space_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the largest factor must be above 1, got 1\. Set cma\.high\."):
         MonotoneSpace(template=formula("yarn"), high=1.0)
+
+
+def test_factors_at_a_bound_that_is_no_round_number_stay_inside_their_distributions() -> None:
+    space = MonotoneSpace(template=formula("yarn"), high=32 / 3, temperatures=(2 / 3, 5 / 3))
+    params = space.to_params([100.0] * 16, 100.0)
+    for name, distribution in space.distributions().items():
+        assert distribution._contains(distribution.to_internal_repr(params[name]))
+    assert space.candidate(params, method="cma-search").values == (32 / 3,) * 16
