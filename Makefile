@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dashboard reference clean
+.PHONY: help demo test slow check format dashboard reference clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
@@ -24,6 +24,9 @@ demo: $(BIN)/ropewalk  ## Search factors for the embedded reference model (SEED=
 
 test: $(VENV)/dev  ## Run the tests
 	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev  ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/dev  ## Lint, types, law of imports, docstrings
 	$(BIN)/ruff check .

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from results.atomic_file import write_text
+from results.run_lock import LOCK
 
 CONFIG = "config.yaml"
 """The resolved configuration; a folder with this file and its hash is a run."""
@@ -26,7 +27,14 @@ class RunDirectory:
     """SHA-256 of config.yaml, 64 hexadecimal digits: equal hashes, equal configurations."""
 
     @classmethod
-    def create(cls, path: str | Path, resolved_config: Mapping[str, object], *, resume: bool) -> "RunDirectory":
+    def create(
+        cls,
+        path: str | Path,
+        resolved_config: Mapping[str, object],
+        *,
+        resume: bool,
+        may_change: Collection[str] = (),
+    ) -> "RunDirectory":
         """Return a new run directory with its configuration in it, or an existing one of the same configuration.
 
         Args:
@@ -34,6 +42,8 @@ class RunDirectory:
                 to resume.
             resolved_config: Every setting of the run, nested mappings of what YAML can hold.
             resume: Take up the run that the folder holds, instead of starting one.
+            may_change: Keys, with dots between the levels, that may differ from the run's when it is taken up; a key
+                stands for all below it. The file keeps the values of the start.
 
         Returns:
             The run directory; nothing in an existing run was changed.
@@ -45,7 +55,7 @@ class RunDirectory:
         folder = Path(path).expanduser().absolute()
         try:
             if resume:
-                return cls._resumed(folder, resolved_config)
+                return cls._resumed(folder, resolved_config, may_change)
             return cls._started(folder, resolved_config)
         except OSError as error:
             raise ValueError(
@@ -54,22 +64,54 @@ class RunDirectory:
             ) from error
 
     @staticmethod
+    def holds_run(path: str | Path) -> bool:
+        """Return whether a folder holds a run, of whatever configuration.
+
+        Args:
+            path: Folder; one that is missing holds none.
+        """
+        folder = Path(path).expanduser()
+        return (folder / CONFIG).is_file() and (folder / CONFIG_HASH).is_file()
+
+    @classmethod
+    def read_config(cls, path: str | Path) -> Mapping[str, object]:
+        """Return the resolved configuration of the run in a folder.
+
+        Args:
+            path: Run directory.
+
+        Returns:
+            Every setting of the run's start, nested mappings of what YAML can hold.
+
+        Raises:
+            ValueError: The folder holds no run, or its configuration is damaged.
+            OSError: The configuration may not be read.
+        """
+        folder = Path(path).expanduser().absolute()
+        if not cls.holds_run(folder):
+            raise ValueError(
+                f"run directory {folder} must hold a run to resume, got none. "
+                "Leave out --resume to start one there, or give the run's folder with --run-dir."
+            )
+        return _read_config(folder / CONFIG)
+
+    @staticmethod
     def check_free(path: str | Path) -> None:
         """Refuse a folder in which no run can be started, before hours were spent; nothing is written.
 
         Args:
-            path: Folder; missing or empty.
+            path: Folder; missing, or empty but for the lock of a driver.
 
         Raises:
             ValueError: The folder holds a run or other files, or is no folder.
         """
         folder = Path(path).expanduser().absolute()
-        if _holds_run(folder):
+        if RunDirectory.holds_run(folder):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one that already holds a run. "
                 "Choose another folder with --run-dir."
             )
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one with other files in it. "
                 "Choose another folder with --run-dir."
@@ -85,26 +127,27 @@ class RunDirectory:
         cls.check_free(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = _as_yaml(resolved_config)
-        config_sha256 = _sha256(config)
+        config_sha256 = _sha256(config.encode())
         write_text(folder / CONFIG, config)
         write_text(folder / CONFIG_HASH, f"{config_sha256}  {CONFIG}\n")
         return cls(folder, config_sha256)
 
     @classmethod
-    def _resumed(cls, folder: Path, resolved_config: Mapping[str, object]) -> "RunDirectory":
-        if not _holds_run(folder):
-            raise ValueError(
-                f"run directory {folder} must hold a run to resume, got none. "
-                "Leave out --resume to start one there, or give the run's folder with --run-dir."
-            )
-        config = _as_yaml(resolved_config)
-        changed = _changed_keys(_read_config(folder / CONFIG), yaml.safe_load(config))
+    def _resumed(
+        cls, folder: Path, resolved_config: Mapping[str, object], may_change: Collection[str]
+    ) -> "RunDirectory":
+        before = cls.read_config(folder)
+        changed = [
+            key
+            for key in _changed_keys(before, yaml.safe_load(_as_yaml(resolved_config)))
+            if not any(key == free or key.startswith(f"{free}.") for free in may_change)
+        ]
         if changed:
             raise ValueError(
                 f"a resumed run must keep its configuration, got another value of {', '.join(changed)} than "
                 f"{folder / CONFIG} has. Set it as it was, or choose another folder with --run-dir."
             )
-        return cls(folder, _sha256(config))
+        return cls(folder, _sha256((folder / CONFIG).read_bytes()))
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file, whole or not at all; an older one of that name is replaced.
@@ -138,16 +181,12 @@ class RunDirectory:
         return self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def _holds_run(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and (folder / CONFIG_HASH).is_file()
-
-
 def _as_yaml(config: Mapping[str, object]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_config(path: Path) -> Mapping[str, object]:

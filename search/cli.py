@@ -6,13 +6,26 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
 from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
+from results.mirror import Mirror
+from results.run_directory import RunDirectory
+from results.run_lock import is_locked
+from results.status import describe, read_status
+from results.urls import HIDDEN, without_password
 from search.config import SearchConfig
+from search.place import run_directory_path
 
 DESCRIPTION = "Find the RoPE rescale factors that let a language model read beyond its training window."
+
+RESUME = "--resume=true"
 
 
 class _DashedParser(ArgumentParser):
@@ -33,26 +46,79 @@ def build_search_parser() -> ArgumentParser:
     return parser
 
 
+def _build_status_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False, allow_abbrev=False, description="Say how far a run is, and whether its driver lives."
+    )
+    parser.add_argument("run", type=str, help="run directory")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 2 where what the user gave cannot be used."""
     search = build_search_parser()
     parser = _DashedParser(prog="ropewalk", exit_on_error=False, allow_abbrev=False, description=DESCRIPTION)
-    parser.add_subcommands(dest="command").add_subcommand("search", search, help="search factors for a target length")
+    commands = parser.add_subcommands(dest="command")
+    commands.add_subcommand("search", search, help="search factors for a target length")
+    commands.add_subcommand("status", _build_status_parser(), help="say how far a run is")
     words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        options = parser.instantiate(parser.parse_args(words)).search
-        config = SearchConfig(**{field.name: options[field.name] for field in fields(SearchConfig)})
-        from search.job import run_search  # imports torch: seconds that the help and a typing error should not take
-
-        _set_up_logging()
-        run_search(config)
+        if words[:1] == ["search"] and _is_resume(words):
+            words[1:1] = _settings_of_the_run(words)
+        options = parser.instantiate(parser.parse_args(words))
+        if options.command == "status":
+            _show_status(Path(options.status.run).expanduser().absolute())
+        else:
+            config = SearchConfig(**{field.name: options.search[field.name] for field in fields(SearchConfig)})
+            _search(config)
     except argparse.ArgumentError as error:
         return _report(f"{error}{_known_options(search, str(error))}")
-    except (ValueError, OSError, MemoryError, StorageInternalError) as error:
+    except (ValueError, OSError, MemoryError, StorageInternalError, SQLAlchemyError) as error:
         return _report(str(error) or type(error).__name__)
     except KeyboardInterrupt:
         return _report("interrupted; what was measured so far is kept in the run directory")
     return 0
+
+
+def _search(config: SearchConfig) -> None:
+    from search.job import run_search  # imports torch: seconds that the help and a typing error should not take
+    from workers.scorer import ClusterError
+
+    _set_up_logging()
+    try:
+        run_search(config)
+    except ClusterError as error:
+        raise ValueError(str(error)) from error
+
+
+def _show_status(run: Path) -> None:
+    sys.stdout.write(describe(read_status(run), alive=is_locked(run), path=run) + "\n")
+
+
+def _is_resume(words: Sequence[str]) -> bool:
+    return any(word.lower() == RESUME for word in words)
+
+
+def _settings_of_the_run(words: Sequence[str]) -> list[str]:
+    """Return options that read the configuration of the run to take up, to which the user's own are added."""
+    run_dir, mirror = _value_of("--run_dir", words), _value_of("--mirror", words)
+    if run_dir is None:
+        return []  # the configuration itself says what is missing
+    path = run_directory_path(run_dir, now=datetime.now(UTC), working_dir=Path.cwd(), home=Path.home())
+    if not path.exists() and mirror is not None:
+        Mirror(mirror).fetch(path)
+    settings = dict(RunDirectory.read_config(path))
+    for name in ("storage", "mirror"):
+        if HIDDEN in str(settings.get(name)) and _value_of(f"--{name}", words) is not None:
+            del settings[name]  # the user's own has the password that the run directory keeps from everyone
+    return [f"--config={yaml.safe_dump(settings)}"]
+
+
+def _value_of(name: str, words: Sequence[str]) -> str | None:
+    """Return the last value that the words give to an option."""
+    following = [after for word, after in pairwise(words) if word == name]
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
+    return next(iter([*reversed(joined), *reversed(following)]), None)
 
 
 def _set_up_logging() -> None:
@@ -62,6 +128,8 @@ def _set_up_logging() -> None:
 
 
 def _with_underscores(word: str) -> str:
+    if word == "--resume":
+        return RESUME  # a flag to its user; the parser wants a value
     name, equals, value = word.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
 
@@ -74,5 +142,5 @@ def _known_options(parser: ArgumentParser, message: str) -> str:
 
 
 def _report(message: str) -> int:
-    sys.stderr.write(f"ropewalk: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"ropewalk: error: {without_password(' '.join(message.split()))}\n")
     return 2

@@ -1,13 +1,26 @@
 """The configuration of a whole search: one small frozen class per owner."""
 
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from results.urls import HIDDEN, without_password
 from rope.methods import METHODS
 from search.samplers.cma import CmaConfig
+from search.samplers.joint import Schedule
 from search.samplers.longrope2 import EvolutionConfig
+
+MAY_CHANGE = (
+    "workers",
+    "min_workers",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "document_timeout",
+    "retries",
+    "device",
+    "mirror",
+)
+"""Settings that a run may be taken up with another value of: where it runs, not what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +121,33 @@ class SearchConfig:
     """Best searched candidates that are measured on the held-out documents."""
     seed: int = 0
     """The one seed: documents and search follow from it."""
+    schedule: Schedule = "steady"
+    """steady asks for the next candidate as soon as a worker is free; generational waits for whole generations, and
+    its result does not depend on which worker was faster."""
     workers: int = 0
     """Ray actors that score; 0 scores in this process without Ray."""
+    min_workers: int | None = None
+    """Workers that the cluster must have room for at the start; the others join when nodes do. Default: all."""
     gpus_per_worker: float = 0.0
-    """GPUs of each Ray actor."""
+    """GPUs of each Ray actor: a fraction for small models, a whole number to spread one model over several."""
     cpus_per_worker: float = 1.0
     """CPUs of each Ray actor."""
+    document_timeout: float | None = None
+    """Seconds after which a document's worker is taken to hang; default: learnt from the documents finished."""
+    retries: int = 3
+    """Further tries for documents whose worker died, raised or hung, before they fail their candidate."""
     run_dir: str | None = None
     """Folder for everything the run leaves; default: runs/<date and time>."""
+    resume: bool = False
+    """Take up the run in --run-dir, with the configuration it holds."""
+    mirror: str | None = None
+    """Folder or URL (s3://, gs://, file://, ...) where all files of the run are copied while it goes on."""
     storage: str | None = None
     """Optuna storage URL; default: a journal file in the run directory."""
 
     def __post_init__(self) -> None:
+        if self.resume and self.run_dir is None:
+            raise ValueError("--resume must go with --run-dir, got it without. Name the folder of the run to take up.")
         required = {
             "--model": self.model,
             "--corpus": self.corpus,
@@ -136,17 +164,40 @@ class SearchConfig:
                 f"settings of {' and '.join(changed)} must go with their own algorithm, got them with --algorithm "
                 f"{self.algorithm}, where they have no effect. Leave them out."
             )
-        if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker < 0:
-            raise ValueError("--workers, --gpus-per-worker and --cpus-per-worker must not be negative")
-        if self.workers == 0 and (self.gpus_per_worker, self.cpus_per_worker) != (0.0, 1.0):
-            raise ValueError(
-                "--gpus-per-worker and --cpus-per-worker must go with --workers, got them without, where they have no "
-                "effect. Give the number of Ray workers, or leave them out."
-            )
+        self._check_workers()
         if self.num_finalists < 1:
             raise ValueError(f"--num-finalists must be at least 1, got {self.num_finalists}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
+        for name in ("storage", "mirror"):
+            if HIDDEN in (getattr(self, name) or ""):
+                raise ValueError(
+                    f"--{name} must hold its password, got {getattr(self, name)}: run directories keep none. Give "
+                    f"--{name} again, or keep the password where the client finds it (PGPASSWORD, ~/.aws)."
+                )
+
+    def _check_workers(self) -> None:
+        if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker < 0 or self.retries < 0:
+            raise ValueError("--workers, --gpus-per-worker, --cpus-per-worker and --retries must not be negative")
+        alone = {"min_workers": None, "gpus_per_worker": 0.0, "cpus_per_worker": 1.0, "document_timeout": None}
+        useless = [name for name, default in alone.items() if getattr(self, name) != default]
+        if self.workers == 0 and useless:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
+            raise ValueError(
+                f"{flags} must go with --workers, got none, where it has no effect. Give the number of Ray workers, "
+                "or leave it out."
+            )
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise ValueError(
+                f"--gpus-per-worker must be a whole number above 1, got {self.gpus_per_worker:g}. Ray shares out "
+                "fractions of one GPU only."
+            )
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(
+                f"--min-workers must lie between 1 and --workers, got {self.min_workers} of {self.workers}. Correct it."
+            )
+        if self.document_timeout is not None and not self.document_timeout > 0:
+            raise ValueError(f"--document-timeout must be above 0 seconds, got {self.document_timeout:g}. Correct it.")
 
 
 def resolved_config(config: SearchConfig, original_length: int, run_dir: Path) -> dict[str, object]:
@@ -158,12 +209,5 @@ def resolved_config(config: SearchConfig, original_length: int, run_dir: Path) -
         run_dir: Where the run's results go.
     """
     settings = asdict(config) | {"original_length": original_length, "run_dir": str(run_dir)}
-    if config.storage is not None:
-        settings["storage"] = without_password(config.storage)
-    return settings
-
-
-def without_password(url: str) -> str:
-    """Return a URL with *** in place of its password."""
-    hidden = re.sub(r"(://[^:/@]*:).*@", r"\1***@", url)
-    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
+    del settings["resume"]
+    return settings | {name: without_password(url) for name in ("storage", "mirror") if (url := settings[name])}

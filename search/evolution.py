@@ -1,26 +1,22 @@
-"""The generational loop: ask a generation, measure it, tell it, and keep ledger, store and progress true."""
+"""The search itself: ask candidates, measure them, tell them, and keep ledger, store and progress true."""
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import islice
 
 import optuna
-from optuna.trial import Trial, TrialState
 
 from results.measurement import Measurement, candidate_key, perplexity
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
-from search.driver import measure
+from search.driver import Batches, Pair, measure
 from search.progress import SearchProgress
-from search.samplers.generational import GenerationalSampler, SpaceExhaustedError
-from search.study import ask_candidate, ask_formula, tell
+from search.samplers.joint import JointSampler, Schedule, SpaceExhaustedError
+from search.study import Asked, ask_candidate, ask_formula, asked_before, tell
 from workers.scorer import Scorer
-
-Batches = Sequence[tuple[str, ...]]
-"""Ids of the documents of each forward."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,54 +43,83 @@ class Ledger:
     """Where measurements are kept."""
     progress: SearchProgress
     """What the user sees."""
-    failures: list[str] = field(default_factory=list)
-    """Reasons of measurements that failed, in order."""
-    known: dict[str, list[Measurement]] = field(default_factory=dict)
-    """Measurements on the search documents by candidate key; a searched candidate may equal a formula."""
+    measurements: dict[Pair, Measurement] = field(default_factory=dict)
+    """All measurements of the run by candidate key and document, those of processes that are gone among them."""
 
-    def score(self, asked: Sequence[tuple[Trial, RescaleFactors]], batches: Batches) -> list[Scored]:
+    def score(self, asked: Iterable[Asked], batches: Batches) -> list[Scored]:
         """Measure candidates on the search documents, tell their trials as they are complete, return them as asked.
 
-        A candidate that is known is not measured again.
-        """
-        trials = defaultdict(list)
-        for trial, factors in asked:
-            trials[candidate_key(factors)].append(trial)
-        known = [(key, self.known[key]) for key in trials if key in self.known]
-        new = [factors for _, factors in asked if candidate_key(factors) not in self.known]
-        perplexities: dict[str, float] = {}
-        for key, measurements in chain(known, self._measured(new, batches)):
-            self.known[key] = measurements
-            for trial in trials[key]:
-                perplexities[key] = tell(self.study, trial, measurements)
-            self.progress.candidate(perplexities[key])
-        return [Scored(factors=factors, perplexity=perplexities[candidate_key(factors)]) for _, factors in asked]
+        What is measured already is not measured again, and a trial that is told is not told again.
 
-    def knows(self, factors: RescaleFactors) -> bool:
-        """Return whether these factors were measured on the search documents."""
-        return candidate_key(factors) in self.known
+        Args:
+            asked: Candidates with their trials; a lazy iterable is taken from as workers become free.
+            batches: Ids of the documents of each forward.
+        """
+        taken: list[Asked] = []
+        twins: dict[str, list[Asked]] = defaultdict(list)
+        perplexities: dict[str, float] = {}
+
+        def distinct() -> Iterator[RescaleFactors]:
+            for entry in asked:
+                key = candidate_key(entry.factors)
+                taken.append(entry)
+                twins[key].append(entry)
+                if len(twins[key]) == 1:
+                    yield entry.factors
+                elif key in perplexities:
+                    self._tell(entry, batches)
+
+        for factors, _ in self._measured(distinct(), batches):
+            key = candidate_key(factors)
+            for entry in twins[key]:
+                perplexities[key] = self._tell(entry, batches)
+            self.progress.candidate(perplexities[key], factors.method)
+        return [Scored(factors=entry.factors, perplexity=perplexities[candidate_key(entry.factors)]) for entry in taken]
 
     def perplexities(self, candidates: Sequence[RescaleFactors], batches: Batches) -> dict[str, float]:
         """Return perplexities by candidate key, without trials: for documents that the search never sees."""
-        return {key: perplexity(measurements) for key, measurements in self._measured(candidates, batches)}
+        distinct = {candidate_key(factors): factors for factors in candidates}
+        return {
+            candidate_key(factors): perplexity(measurements)
+            for factors, measurements in self._measured(distinct.values(), batches)
+        }
+
+    def first_failure(self, candidates: Sequence[RescaleFactors]) -> str | None:
+        """Return the first reason why one of these could not be measured; None if there is none."""
+        keys = {candidate_key(factors) for factors in candidates}
+        failures = (entry.failure for (key, _), entry in self.measurements.items() if key in keys)
+        return next((reason for reason in failures if reason is not None), None)
+
+    def _tell(self, asked: Asked, batches: Batches) -> float:
+        """Tell a trial that is not told yet; return its perplexity, NaN where it has none."""
+        key = candidate_key(asked.factors)
+        found = [self.measurements[key, document] for batch in batches for document in batch]
+        if asked.is_told:
+            value = perplexity(found)
+            return value if math.isfinite(value) else math.nan
+        return tell(self.study, asked.trial, found)
 
     def _measured(
-        self, candidates: Sequence[RescaleFactors], batches: Batches
-    ) -> Iterator[tuple[str, list[Measurement]]]:
+        self, candidates: Iterable[RescaleFactors], batches: Batches
+    ) -> Iterator[tuple[RescaleFactors, list[Measurement]]]:
         try:
-            for factors, measurements in measure(self.scorer, candidates, batches):
-                self.store.add(measurements)
-                self.progress.advance(len(measurements))
-                self._note_failures(factors, measurements)
-                yield candidate_key(factors), measurements
+            for factors, measurements in measure(
+                self.scorer, candidates, batches, known=self.measurements, record=self._record
+            ):
+                _warn_of_failures(factors, measurements)
+                yield factors, measurements
         finally:
             self.store.flush()
 
-    def _note_failures(self, factors: RescaleFactors, measurements: Sequence[Measurement]) -> None:
-        reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
-        self.failures.extend(reasons)
-        if reasons:
-            logger.warning("a %s candidate failed on %d documents: %s", factors.method, len(reasons), reasons[0])
+    def _record(self, measurements: Sequence[Measurement]) -> None:
+        self.store.add(measurements)
+        self.measurements.update(pairs(measurements))
+        self.progress.advance(measurements, self.scorer)
+
+
+def pairs(measurements: Iterable[Measurement]) -> Mapping[Pair, Measurement]:
+    """Return measurements by candidate key and document."""
+    return {(entry.candidate, entry.document): entry for entry in measurements}
 
 
 def measure_formulas(ledger: Ledger, formulas: Sequence[RescaleFactors], batches: Batches) -> list[Scored]:
@@ -103,29 +128,36 @@ def measure_formulas(ledger: Ledger, formulas: Sequence[RescaleFactors], batches
     Raises:
         ValueError: Not one of them could be measured; the first reason is given.
     """
-    scored = ledger.score([(ask_formula(ledger.study, factors), factors) for factors in formulas], batches)
+    scored = ledger.score([ask_formula(ledger.study, factors) for factors in formulas], batches)
     if formulas and all(math.isnan(entry.perplexity) for entry in scored):
-        reason = ledger.failures[0] if ledger.failures else "no perplexity is finite"
+        reason = ledger.first_failure(formulas) or "no perplexity is finite"
         raise ValueError(
             f"at least one formula must be measurable, got {len(scored)} failures, the first: {reason}. "
-            "Mend its cause and start again."
+            "Mend its cause and start a new run."
         )
     return scored
 
 
-def evolve(ledger: Ledger, sampler: GenerationalSampler, batches: Batches) -> list[Scored]:
-    """Run a sampler's generations and return every candidate that could be measured, best first.
+def evolve(
+    ledger: Ledger, sampler: JointSampler, batches: Batches, *, schedule: Schedule = "generational"
+) -> list[Scored]:
+    """Run a sampler to the end of its budget and return every candidate that could be measured, best first.
 
-    It ends early, and says so in the log, where nothing new is left to try.
+    In the generational schedule a generation is asked for when the one before is complete; in the steady one a
+    candidate is asked for as soon as a worker is free for it. Candidates that the study holds already come first. The
+    search ends early, and says so in the log, where nothing new is left to try.
     """
-    ledger.study.sampler = sampler
+    source = _asked(ledger.study, sampler)
     found: list[Scored] = []
-    for generation, size in enumerate(sampler.generation_sizes):
-        asked = _ask_generation(ledger.study, sampler, size)
-        found += ledger.score(asked, batches)
-        ledger.progress.generation(generation)
-        if len(asked) < size:
-            break
+    if schedule == "steady":
+        found = ledger.score(source, batches)
+    else:
+        for generation, size in enumerate(sampler.generation_sizes):
+            scored = ledger.score(list(islice(source, size)), batches)
+            found += scored
+            ledger.progress.generation(generation)
+            if len(scored) < size:
+                break
     return sorted((entry for entry in found if not math.isnan(entry.perplexity)), key=lambda entry: entry.perplexity)
 
 
@@ -134,15 +166,19 @@ def best_of(scored: Sequence[Scored]) -> Scored:
     return min((entry for entry in scored if not math.isnan(entry.perplexity)), key=lambda entry: entry.perplexity)
 
 
-def _ask_generation(study: optuna.Study, sampler: GenerationalSampler, size: int) -> list[tuple[Trial, RescaleFactors]]:
-    """Ask for candidates; fewer than `size` come back where the sampler finds nothing new, and the log says why."""
-    asked: list[tuple[Trial, RescaleFactors]] = []
-    for _ in range(size):
+def _asked(study: optuna.Study, sampler: JointSampler) -> Iterator[Asked]:
+    before = asked_before(study, sampler)
+    yield from before
+    for _ in range(sum(sampler.generation_sizes) - len(before)):
         try:
-            asked.append(ask_candidate(study, sampler.space, method=sampler.method))
+            asked = ask_candidate(study, sampler)
         except SpaceExhaustedError as error:
             logger.warning("the search ends early: %s", error)
-            empty = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])[-1]
-            study.tell(empty.number, state=TrialState.FAIL)
-            break
-    return asked
+            return
+        yield asked
+
+
+def _warn_of_failures(factors: RescaleFactors, measurements: Sequence[Measurement]) -> None:
+    reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
+    if reasons:
+        logger.warning("a %s candidate failed on %d documents: %s", factors.method, len(reasons), reasons[0])

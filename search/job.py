@@ -3,43 +3,81 @@
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
+from typing import NamedTuple
 
+import optuna
+from optuna.storages import BaseStorage
 from rich.console import Console
 
 from results.export.huggingface import huggingface_fragment
 from results.measurement import candidate_key
-from results.provenance import gather
+from results.mirror import Mirror
+from results.provenance import Provenance, gather
 from results.run_directory import RunDirectory
+from results.run_lock import RunLock
 from results.store import MeasurementStore
 from results.summary import MethodResult, Summary, best_formula, best_result
 from results.table import results_table
+from results.urls import without_password
 from rope.factors import RescaleFactors
-from search.config import SearchConfig, resolved_config, without_password
-from search.evolution import Ledger, best_of, evolve, measure_formulas
-from search.place import check_storage, run_directory_path
+from search.config import MAY_CHANGE, SearchConfig, resolved_config
+from search.evolution import Ledger, best_of, evolve, measure_formulas, pairs
+from search.journal import mend_journal
+from search.place import check_mirror, check_storage, run_directory_path
 from search.preparation import (
+    DOCUMENTS,
     RunDocuments,
     batches_of,
     build_run_documents,
+    check_documents,
     document_record,
     formula_factors,
     make_sampler,
     open_scorer,
 )
-from search.progress import SearchProgress
-from search.samplers.generational import GenerationalSampler
-from search.study import open_storage, open_study
+from search.progress import Plan, SearchProgress
+from search.reporting import Reporter, reported, seconds_before, study_note
+from search.samplers.joint import JointSampler
+from search.stopping import interrupted_by_sigterm
+from search.study import check_new, open_storage, open_study
 from workers.model import ModelDescription, describe_model
+from workers.scorer import Scorer
+
+SUMMARY = "summary.json"
+"""Written last: a run directory that holds it is finished."""
 
 logger = logging.getLogger(__name__)
 
 
+class _Prepared(NamedTuple):
+    """What is known of a run before anything is measured or written."""
+
+    path: Path
+    settings: dict[str, object]
+    study_name: str
+    model: ModelDescription
+    documents: RunDocuments
+    formulas: list[RescaleFactors]
+    sampler: JointSampler
+
+
+class _Opened(NamedTuple):
+    """What a run works with."""
+
+    run: RunDirectory
+    storage: BaseStorage
+    scorer: Scorer
+
+
 def run_search(config: SearchConfig) -> Summary:
-    """Run a search and return what it found; the run directory holds the rest, and its path is printed last.
+    """Run a search, or take up one that did not finish, and return what it found.
+
+    A run directory that holds an unfinished run of the same configuration is taken up. The directory holds everything
+    that the run leaves; its path is printed last.
 
     Args:
         config: The whole search.
@@ -50,66 +88,154 @@ def run_search(config: SearchConfig) -> Summary:
     Raises:
         ValueError: Something that the user gave cannot be used, or no formula could be measured.
         OSError: The run directory cannot be written to.
+        ClusterError: No worker is left.
     """
-    started, start = datetime.now(UTC), monotonic()
+    started = datetime.now(UTC)
     console = Console()
     path = run_directory_path(config.run_dir, now=started, working_dir=Path.cwd(), home=Path.home())
-    RunDirectory.check_free(path)
     check_storage(config.storage, working_dir=Path.cwd())
-    model = describe_model(config.model, gguf_file=config.gguf_file, original_length=config.original_length)
-    documents = build_run_documents(config, model)
-    formulas = formula_factors(config, model)
-    sampler = make_sampler(config, model, formulas[0])  # refuses a faulty space before anything is written
-    with open_scorer(config, documents.all) as scorer:
-        study_name = f"{Path(config.model).name} to {config.target_length} tokens, {path.name}"
-        storage = open_storage(config.storage, study_name=study_name)
-        run = RunDirectory.create(path, resolved_config(config, model.geometry.original_length, path), resume=False)
+    is_resumed = _is_resumed(config, path)
+    if (path / SUMMARY).is_file():
+        return _finished_before(config, path, console)
+    mirror = _open_mirror(config, is_resumed=is_resumed)
+    prepared = _prepare(config, path)
+    with ExitStack() as stack:
+        run, storage, scorer = _open(config, prepared, stack, is_resumed=is_resumed)
+        stack.enter_context(interrupted_by_sigterm())
         logger.info("results go to %s", run.path)
-        run.write_json("documents.json", [document_record(document) for document in documents.all])
-        with SearchProgress(_num_documents(config, formulas, sampler), console=console) as progress:
-            study = open_study(study_name, storage=storage, run_dir=run.path)
-            ledger = Ledger(study=study, scorer=scorer, store=MeasurementStore(run.path), progress=progress)
-            judged = _search_and_judge(config, model, documents, formulas, ledger)
-    summary = Summary(
-        model=config.model,
-        original_length=documents.original[0].length,
-        target_length=config.target_length,
-        seed=config.seed,
-        num_document_forwards=progress.num_document_forwards,
-        seconds=round(monotonic() - start, 3),
-        run_directory=str(run.path),
-        methods=tuple(result for _, result in judged),
-    )
-    winner = next(factors for factors, result in judged if result is best_result(summary.methods))
-    _write(run, config, model, summary, winner, started=started)
-    console.print(results_table(summary))
-    console.print(_verdict(summary), highlight=False)
-    console.print(str(run.path), highlight=False, soft_wrap=True)
+        reporter = Reporter(run, mirror)
+        progress = SearchProgress(_plan(config, prepared), console=console, publish=reporter.publish)
+        with reported(reporter, progress, console=console, path=run.path):
+            run.write_json(DOCUMENTS, [document_record(document) for document in prepared.documents.all])
+            study = _study(config, prepared, run, storage)
+            with progress:
+                ledger = _ledger(run, study, scorer, progress)
+                judged = _search_and_judge(config, prepared, ledger)
+            summary = _summary(config, prepared, judged, progress)
+            winner = next(factors for factors, result in judged if result is best_result(summary.methods))
+            provenance = _provenance(config, run, started, scorer.accelerators)
+            _write(run, config, prepared.model, winner, provenance)
+            run.write_text(SUMMARY, summary.to_json())
+    _show(summary, console)
     return summary
 
 
+def _open_mirror(config: SearchConfig, *, is_resumed: bool) -> Mirror | None:
+    if config.mirror is None:
+        return None
+    check_mirror(config.mirror, working_dir=Path.cwd())
+    mirror = Mirror(config.mirror)
+    mirror.check()
+    if not is_resumed and mirror.holds_run():
+        raise ValueError(
+            f"--mirror must not hold a run yet, got {mirror.name}, which does. Choose another, or take that run up "
+            "with --resume and a new --run-dir."
+        )
+    return mirror
+
+
+def _is_resumed(config: SearchConfig, path: Path) -> bool:
+    """Return whether there is a run to take up; refuse a folder in which none can be started."""
+    if config.resume:
+        RunDirectory.read_config(path)  # says what must hold where there is none
+    if RunDirectory.holds_run(path):
+        return True
+    RunDirectory.check_free(path)
+    return False
+
+
+def _finished_before(config: SearchConfig, path: Path, console: Console) -> Summary:
+    """Show what a finished run found; only its user's own word says that this is what was meant."""
+    if not config.resume:
+        raise ValueError(
+            f"run directory {path} must be new, empty or unfinished, got one that already holds a finished run. "
+            "Choose another folder with --run-dir."
+        )
+    logger.info("the run is finished; this is what it found")
+    summary = Summary.from_json((path / SUMMARY).read_text(encoding="utf-8"))
+    _show(summary, console)
+    return summary
+
+
+def _prepare(config: SearchConfig, path: Path) -> _Prepared:
+    model = describe_model(config.model, gguf_file=config.gguf_file, original_length=config.original_length)
+    documents = build_run_documents(config, model)
+    formulas = formula_factors(config, model)
+    return _Prepared(
+        path=path,
+        settings=resolved_config(config, model.geometry.original_length, path),
+        study_name=f"{Path(config.model).name} to {config.target_length} tokens, {path.name}",
+        model=model,
+        documents=documents,
+        formulas=formulas,
+        sampler=make_sampler(config, model, formulas[0]),  # refuses a faulty space before anything is written
+    )
+
+
+def _open(config: SearchConfig, prepared: _Prepared, stack: ExitStack, *, is_resumed: bool) -> _Opened:
+    """Open run directory, storage and scorer; a new directory is made only when all else is there."""
+    if is_resumed:
+        run = RunDirectory.create(prepared.path, prepared.settings, resume=True, may_change=MAY_CHANGE)
+        stack.enter_context(RunLock(run.path))
+        check_documents(run.path, prepared.documents.all)
+        mend_journal(run.path)
+    storage = None if config.storage is None else open_storage(config.storage, run_dir=prepared.path)
+    if storage is not None and not is_resumed:
+        check_new(storage, prepared.study_name)
+    scorer = stack.enter_context(open_scorer(config, prepared.documents.all))
+    if not is_resumed:
+        run = RunDirectory.create(prepared.path, prepared.settings, resume=False)
+        stack.enter_context(RunLock(run.path))
+    return _Opened(run, storage or open_storage(None, run_dir=run.path), scorer)
+
+
+def _study(config: SearchConfig, prepared: _Prepared, run: RunDirectory, storage: BaseStorage) -> optuna.Study:
+    original_length = prepared.model.geometry.original_length
+    identity: dict[str, str | int] = {
+        "model": config.model,
+        "original_length": original_length,
+        "target_length": config.target_length,
+        "config_sha256": run.config_sha256,
+    }
+    note = study_note(config, original_length, run.path)
+    return open_study(prepared.study_name, storage=storage, identity=identity, note=note)
+
+
+def _ledger(run: RunDirectory, study: optuna.Study, scorer: Scorer, progress: SearchProgress) -> Ledger:
+    """Return the ledger with all that earlier processes measured."""
+    store = MeasurementStore(run.path)
+    recovered = store.recover()
+    if recovered:
+        logger.info("taking up the run: %d documents are measured already", len(recovered))
+        progress.recovered(recovered)
+    return Ledger(study=study, scorer=scorer, store=store, progress=progress, measurements=dict(pairs(recovered)))
+
+
 def _search_and_judge(
-    config: SearchConfig,
-    model: ModelDescription,
-    documents: RunDocuments,
-    formulas: Sequence[RescaleFactors],
-    ledger: Ledger,
+    config: SearchConfig, prepared: _Prepared, ledger: Ledger
 ) -> list[tuple[RescaleFactors, MethodResult]]:
     """Measure the formulas, evolve, then measure formulas and the best candidates on documents the search never saw."""
+    model, documents = prepared.model, prepared.documents
     search, heldout, original = (
         batches_of(part, config.documents.batch_size)
         for part in (documents.search, documents.heldout, documents.original)
     )
-    scored = measure_formulas(ledger, formulas, search)
+    ledger.progress.phase("measuring the formulas")
+    scored = measure_formulas(ledger, prepared.formulas, search)
     sampler = make_sampler(config, model, best_of(scored).factors)
-    found = evolve(ledger, sampler, search)
+    ledger.progress.phase("searching")
+    found = evolve(ledger, sampler, search, schedule=config.schedule)
     if found:  # so that the comparison is fair where the search found a temperature of its own
         others = formula_factors(config, model, temperature=found[0].factors.attention_temperature)
-        scored += measure_formulas(ledger, [factors for factors in others if not ledger.knows(factors)], search)
+        measured = {candidate_key(entry.factors) for entry in scored + found}
+        scored += measure_formulas(
+            ledger, [factors for factors in others if candidate_key(factors) not in measured], search
+        )
     formula_keys = {candidate_key(entry.factors) for entry in scored}
     new = [entry for entry in found if candidate_key(entry.factors) not in formula_keys]
     finalists = scored + new[: config.num_finalists]
     factors = [finalist.factors for finalist in finalists]
+    ledger.progress.phase("judging the finalists on held-out documents")
     heldout_perplexity = ledger.perplexities(factors, heldout)
     original_perplexity = ledger.perplexities(factors, original)
     return [
@@ -129,32 +255,54 @@ def _search_and_judge(
     ]
 
 
-def _num_documents(config: SearchConfig, formulas: Sequence[RescaleFactors], sampler: GenerationalSampler) -> int:
-    """Return about how many documents the run will measure; the bar needs no more."""
+def _plan(config: SearchConfig, prepared: _Prepared) -> Plan:
+    """Return about how many candidates and documents the run will measure; nothing but the display needs it."""
     documents = config.documents
-    num_candidates = sum(sampler.generation_sizes)
-    num_formulas = len(formulas) + (len(config.formulas.methods) if config.algorithm == "cma" else 0)
-    num_judged = num_formulas + min(config.num_finalists, num_candidates)
-    return (num_formulas + num_candidates) * documents.num_search + num_judged * (
-        documents.num_heldout + documents.num_original
+    num_searched = sum(prepared.sampler.generation_sizes)
+    num_formulas = len(prepared.formulas) + (len(config.formulas.methods) if config.algorithm == "cma" else 0)
+    num_judged = num_formulas + min(config.num_finalists, num_searched)
+    return Plan(
+        model=config.model,
+        original_length=prepared.model.geometry.original_length,
+        target_length=config.target_length,
+        num_candidates=num_formulas + num_searched,
+        num_documents=(num_formulas + num_searched) * documents.num_search
+        + num_judged * (documents.num_heldout + documents.num_original),
+        seconds_before=seconds_before(prepared.path),
+    )
+
+
+def _summary(
+    config: SearchConfig,
+    prepared: _Prepared,
+    judged: Sequence[tuple[RescaleFactors, MethodResult]],
+    progress: SearchProgress,
+) -> Summary:
+    return Summary(
+        model=config.model,
+        original_length=prepared.model.geometry.original_length,
+        target_length=config.target_length,
+        seed=config.seed,
+        num_document_forwards=progress.num_documents,
+        seconds=round(progress.seconds, 3),
+        run_directory=str(prepared.path),
+        methods=tuple(result for _, result in judged),
+    )
+
+
+def _provenance(config: SearchConfig, run: RunDirectory, started: datetime, accelerators: Sequence[str]) -> Provenance:
+    return gather(
+        seed=config.seed,
+        started=started,
+        command=[without_password(word) for word in sys.argv],
+        accelerators=accelerators,
+        hashes={"config.yaml": run.config_sha256},
     )
 
 
 def _write(
-    run: RunDirectory,
-    config: SearchConfig,
-    model: ModelDescription,
-    summary: Summary,
-    winner: RescaleFactors,
-    *,
-    started: datetime,
+    run: RunDirectory, config: SearchConfig, model: ModelDescription, winner: RescaleFactors, provenance: Provenance
 ) -> None:
-    provenance = gather(
-        seed=config.seed,
-        started=started,
-        command=[without_password(word) for word in sys.argv],
-        hashes={"config.yaml": run.config_sha256},
-    )
     winner = winner.with_provenance(model=config.model, config_sha256=run.config_sha256, created=provenance.gathered)
     run.write_text("factors.json", winner.to_json())
     if model.geometry.by_layer_type:
@@ -163,7 +311,12 @@ def _write(
         share = model.geometry.partial_rotary_factor
         run.write_json("config_fragment.json", huggingface_fragment(winner, partial_rotary_factor=share))
     run.write_json("provenance.json", asdict(provenance))
-    run.write_text("summary.json", summary.to_json())
+
+
+def _show(summary: Summary, console: Console) -> None:
+    console.print(results_table(summary))
+    console.print(_verdict(summary), highlight=False)
+    console.print(summary.run_directory, highlight=False, soft_wrap=True)
 
 
 def _verdict(summary: Summary) -> str:

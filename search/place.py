@@ -22,6 +22,19 @@ def check_storage(url: str | None, *, working_dir: Path) -> None:
         )
 
 
+def check_mirror(url: str, *, working_dir: Path) -> None:
+    """Refuse a mirror that would lie in Ray's temporary copy of the working directory.
+
+    Raises:
+        ValueError: `url` is a relative path, and the process works in Ray's copy.
+    """
+    if "://" not in url and not Path(url).expanduser().is_absolute() and inside_ray_copy(working_dir):
+        raise ValueError(
+            f"--mirror must not lie in Ray's temporary copy of the working directory, got {url}. "
+            "Give an absolute path or a URL."
+        )
+
+
 def inside_ray_copy(working_dir: Path) -> bool:
     """Return whether a process that works here was submitted to Ray with a copy of its user's folder."""
     return all(part in working_dir.parts for part in _RAY_COPY)

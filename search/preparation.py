@@ -1,5 +1,6 @@
 """What a search needs before its first measurement: documents, formulas, the space, a scorer."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,15 +22,17 @@ from search.config import SearchConfig
 from search.monotone_space import MonotoneSpace
 from search.place import inside_ray_copy
 from search.samplers.cma import CmaSampler
-from search.samplers.generational import GenerationalSampler
+from search.samplers.joint import JointSampler
 from search.samplers.longrope2 import LongRoPE2Sampler
 from search.space import SearchSpace
 from workers.local import LocalScorer
 from workers.model import ModelDescription, load_model
 from workers.pool import RayPool
 from workers.scorer import Scorer
-from workers.scoring import NeedleScoring
+from workers.scoring import load_scoring
 
+DOCUMENTS = "documents.json"
+"""What a run directory keeps of its documents."""
 BEST = "best"
 """The temperature choice that stands for the best formula's."""
 PAPER = "paper"
@@ -101,6 +104,25 @@ def document_record(document: NeedleDocument) -> dict[str, object]:
     return record | {"length": document.length, "needle": document.needle._asdict()}
 
 
+def check_documents(run_dir: Path, documents: Sequence[NeedleDocument]) -> None:
+    """Refuse to take up a run whose documents cannot be built again as they were.
+
+    Raises:
+        ValueError: A document's tokens are others than those that the run began with.
+    """
+    path = run_dir / DOCUMENTS
+    if not path.is_file():  # the process before died earlier than it could write them
+        return
+    before = {record["id"]: record["sha256"] for record in json.loads(path.read_text(encoding="utf-8"))}
+    now = {document.id: document.sha256 for document in documents}
+    if before != now:
+        changed = sorted(key for key in before | now if before.get(key) != now.get(key))
+        raise ValueError(
+            f"a resumed run must have the documents that it began with, got others for {len(changed)} of {len(now)} "
+            f"({changed[0]}, ...). Did the corpus or the tokenizer change? Restore it, or start a new run."
+        )
+
+
 def formula_factors(
     config: SearchConfig, model: ModelDescription, *, temperature: float | None = None
 ) -> list[RescaleFactors]:
@@ -133,7 +155,7 @@ def formula_factors(
     return list(found.values())
 
 
-def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> GenerationalSampler:
+def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> JointSampler:
     """Return the sampler that the configuration asks for; CMA-ES starts from the best formula.
 
     Raises:
@@ -142,8 +164,9 @@ def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: Re
     if config.algorithm == "cma":
         high = 4 * best_formula.scale if config.cma.high is None else config.cma.high
         space = MonotoneSpace(template=best_formula, high=high)
-        return CmaSampler(space, config.cma, start=best_formula, seed=config.seed)
-    return LongRoPE2Sampler(longrope2_space(config, model, best_formula), config.evolution, seed=config.seed)
+        return CmaSampler(space, config.cma, start=best_formula, seed=config.seed, schedule=config.schedule)
+    found = longrope2_space(config, model, best_formula)
+    return LongRoPE2Sampler(found, config.evolution, seed=config.seed, schedule=config.schedule)
 
 
 def longrope2_space(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> SearchSpace:
@@ -185,17 +208,21 @@ def open_scorer(config: SearchConfig, documents: Sequence[NeedleDocument]) -> It
         device="cpu" if without_gpu else config.device,
         gguf_file=config.gguf_file,
         original_length=config.original_length,
+        num_devices=max(1, int(config.gpus_per_worker)),
     )
     scorer: Scorer
     if config.workers == 0:
-        scorer = LocalScorer(NeedleScoring(load(), documents))
+        scorer = LocalScorer(load_scoring(documents, load=load), documents, max_retries=config.retries)
     else:
         scorer = RayPool(
-            load,
+            partial(load_scoring, load=load),
             documents,
             num_workers=config.workers,
+            min_workers=config.min_workers,
             gpus_per_worker=config.gpus_per_worker,
             cpus_per_worker=config.cpus_per_worker,
+            max_retries=config.retries,
+            document_timeout=config.document_timeout,
         )
     try:
         yield scorer

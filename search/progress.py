@@ -1,7 +1,12 @@
-"""What a search shows while it runs: a bar on a terminal, lines in a log."""
+"""What a search shows while it runs: a bar on a terminal, lines in a log, and a status that others can read."""
 
 import logging
 import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -15,19 +20,73 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from results.measurement import Measurement
+from results.status import RunStatus, State
+from workers.scorer import Scorer
+
+LINE_SECONDS = 30.0
+"""Seconds between two lines in a log."""
+STATUS_SECONDS = 2.0
+"""Seconds between two publications of the status."""
+
 logger = logging.getLogger(__name__)
 
 
-class SearchProgress:
-    """Counts documents and candidates, keeps the best perplexity so far, and draws both; a context manager."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is going to do."""
 
-    def __init__(self, num_documents: int, *, console: Console) -> None:
-        self.num_document_forwards = 0
-        """Documents measured so far, failures included."""
+    model: str
+    """The model, as its user named it."""
+    original_length: int
+    """Pre-training window, tokens."""
+    target_length: int
+    """Window to reach, tokens."""
+    num_candidates: int
+    """Formulas and searched candidates, about."""
+    num_documents: int
+    """Documents to measure, all splits together, about."""
+    seconds_before: float = 0.0
+    """Seconds that the run took until it was taken up again."""
+
+
+class SearchProgress:
+    """Counts documents and candidates, keeps the best perplexity so far, and shows both; a context manager."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        console: Console,
+        publish: Callable[[RunStatus], None] = lambda status: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """Begin to count.
+
+        Args:
+            plan: What is going to be done.
+            console: Where the bar goes; without a terminal there are lines in the log instead.
+            publish: Given the status every few seconds.
+            clock: Returns seconds.
+        """
         self.num_candidates = 0
-        """Candidates measured so far."""
+        """Candidates measured so far, those of earlier processes among them."""
+        self.num_documents = 0
+        """Documents measured so far, likewise."""
+        self.num_failed = 0
+        """Documents that could not be measured."""
         self.best = math.nan
         """Lowest perplexity on the search documents so far."""
+        self.best_method = ""
+        """Method that it belongs to."""
+        self._plan = plan
+        self._publish = publish
+        self._clock = clock
+        self._start = self._last_line = self._last_status = clock()
+        self._rate = _Rate(self._start)
+        self._phase = "starting"
+        self._num_workers = self._num_retries = 0
+        self._is_terminal = console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -40,7 +99,7 @@ class SearchProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task: TaskID = self._bar.add_task("formulas", total=num_documents)
+        self._task: TaskID = self._bar.add_task("formulas", total=plan.num_documents)
 
     def __enter__(self) -> "SearchProgress":
         self._bar.start()
@@ -51,24 +110,114 @@ class SearchProgress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, num_documents: int) -> None:
-        """Count documents."""
-        self.num_document_forwards += num_documents
-        self._bar.advance(self._task, num_documents)
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, those of earlier processes among them."""
+        return self._plan.seconds_before + self._clock() - self._start
 
-    def candidate(self, perplexity: float) -> None:
+    def recovered(self, measurements: Sequence[Measurement]) -> None:
+        """Count measurements of earlier processes."""
+        self._count(measurements)
+
+    def phase(self, name: str) -> None:
+        """Say in the log and in the status what the run does now."""
+        self._phase = name
+        logger.info("%s", name)
+        self._publish(self.status("running"))
+
+    def advance(self, measurements: Sequence[Measurement], scorer: Scorer) -> None:
+        """Count measurements that have just been made, and show where the run is if it is time to."""
+        now = self._clock()
+        self._num_workers, self._num_retries = scorer.num_workers, scorer.num_retries
+        self._rate.add(now, measurements, self._num_workers)
+        self._count(measurements)
+        if now - self._last_status >= STATUS_SECONDS:
+            self._last_status = now
+            self._publish(self.status("running"))
+        if now - self._last_line >= LINE_SECONDS and not self._is_terminal:
+            self._last_line = now
+            logger.info("%s", self.line())
+
+    def candidate(self, perplexity: float, method: str) -> None:
         """Count a candidate and keep its perplexity if it is the best; NaN never is."""
         self.num_candidates += 1
-        if not math.isnan(perplexity):
-            self.best = perplexity if math.isnan(self.best) else min(self.best, perplexity)
+        if not math.isnan(perplexity) and not perplexity >= self.best:
+            self.best, self.best_method = perplexity, method
         self._bar.update(self._task, description=f"best perplexity {self.best:.4f}")
 
     def generation(self, number: int) -> None:
         """Say in the log that a generation is complete."""
-        logger.info(
-            "generation %d: %d candidates, best search perplexity %.4f, %d document forwards",
-            number,
-            self.num_candidates,
-            self.best,
-            self.num_document_forwards,
+        logger.info("generation %d is complete: %s", number, self.line())
+
+    def line(self) -> str:
+        """Return where the run is, in one line."""
+        status = self.status("running")
+        left = "?" if math.isnan(status.seconds_left) else _duration(status.seconds_left)
+        retries = f", {status.num_retries} retries" if status.num_retries else ""
+        return (
+            f"{status.num_candidates}/{status.total_candidates} candidates, {status.num_documents}/"
+            f"{status.total_documents} documents, best perplexity {status.best_perplexity:.4f} ({status.best_method}), "
+            f"{status.documents_per_second:.2f} documents/s, {status.num_workers} workers at "
+            f"{status.utilisation:.0%}{retries}, about {left} left"
         )
+
+    def status(self, state: State, reason: str | None = None) -> RunStatus:
+        """Return where the run is, for `status.json`."""
+        now = self._clock()
+        per_second = self._rate.documents_per_second(now)
+        left = max(0, self._plan.num_documents - self.num_documents)
+        return RunStatus(
+            state=state,
+            reason=reason,
+            model=self._plan.model,
+            original_length=self._plan.original_length,
+            target_length=self._plan.target_length,
+            phase=self._phase,
+            num_candidates=self.num_candidates,
+            total_candidates=max(self._plan.num_candidates, self.num_candidates),
+            num_documents=self.num_documents,
+            total_documents=max(self._plan.num_documents, self.num_documents),
+            best_perplexity=self.best,
+            best_method=self.best_method or None,
+            documents_per_second=per_second,
+            utilisation=self._rate.utilisation(now),
+            num_workers=self._num_workers,
+            num_retries=self._num_retries,
+            num_failed=self.num_failed,
+            seconds=round(self.seconds, 3),
+            seconds_left=left / per_second if per_second > 0 else math.nan,
+            updated=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _count(self, measurements: Sequence[Measurement]) -> None:
+        self.num_documents += len(measurements)
+        self.num_failed += sum(measurement.failure is not None for measurement in measurements)
+        self._bar.advance(self._task, len(measurements))
+
+
+class _Rate:
+    """Documents per second and the workers' share of busy time, over the documents that came last."""
+
+    def __init__(self, start: float) -> None:
+        self._since = start
+        self._num_workers = 1
+        self._last: deque[tuple[float, float]] = deque()
+
+    def add(self, now: float, measurements: Sequence[Measurement], num_workers: int) -> None:
+        self._num_workers = max(1, num_workers)
+        self._last.extend((now, measurement.seconds) for measurement in measurements)
+        while len(self._last) > 16 + 8 * self._num_workers:  # enough that one slow document is no news
+            self._since, _ = self._last.popleft()
+
+    def documents_per_second(self, now: float) -> float:
+        return len(self._last) / (now - self._since) if now > self._since else 0.0
+
+    def utilisation(self, now: float) -> float:
+        busy = math.fsum(seconds for _, seconds in self._last)
+        return min(1.0, busy / ((now - self._since) * self._num_workers)) if now > self._since else 0.0
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,37 +1,53 @@
-"""ScoringActor: the thin shell in which a Ray worker holds NeedleScoring."""
+"""ScoringActor: the thin shell in which a Ray worker holds a Scoring. It starts fast: torch comes with the scoring."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ray
 
 from needles.document import NeedleDocument
 from results.measurement import Measurement
-from workers.model import LoadedModel
-from workers.scorer import Task
-from workers.scoring import NeedleScoring
+from workers.accelerators import Accelerator, accelerators_in_use
+from workers.scorer import ScoringFactory, Task
 
-ModelLoader = Callable[[], LoadedModel]
-"""Loads the model where it is called: `functools.partial(load_model, path, ...)`, so that no weights travel."""
+
+class WorkerPlace(NamedTuple):
+    """Where a worker runs."""
+
+    node: str
+    """Address of its machine."""
+    pid: int
+    """Its process there."""
+    accelerators: tuple[Accelerator, ...]
+    """Devices that hold its model; none on CPUs."""
 
 
 class ScoringActor:
     """One worker of a `RayPool`; it only forwards. `start` comes first."""
 
-    def __init__(self, load: ModelLoader, documents: Sequence[NeedleDocument]) -> None:
+    def __init__(self, make: ScoringFactory, documents: Sequence[NeedleDocument]) -> None:
         """Keep what `start` needs.
 
         Args:
-            load: Loads the model.
+            make: Makes the scoring.
             documents: Documents that tasks name by id.
         """
-        self._load = load
+        self._make = make
         self._documents = documents
 
-    def start(self) -> None:
-        """Load the model; apart from the constructor so that an error arrives as itself and not as a dead actor.
+    def start(self) -> WorkerPlace:
+        """Make the scoring; apart from the constructor so that an error arrives as itself and not as a dead actor.
+
+        Returns:
+            Where that was.
 
         Raises:
-            ValueError: As `load_model` and `NeedleScoring` do.
+            Exception: As `make` does; ValueError for a model that cannot be loaded.
         """
-        self._scoring = NeedleScoring(self._load(), self._documents)
+        self._scoring = self._make(self._documents)
+        node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return WorkerPlace(node, os.getpid(), accelerators_in_use())
 
     def score(self, task: Task) -> list[Measurement]:
         """Return the measurements of a task.
@@ -41,5 +57,8 @@ class ScoringActor:
 
         Returns:
             One measurement or failure per document.
+
+        Raises:
+            Exception: As the scoring does.
         """
         return self._scoring.score(task.candidate, task.documents)

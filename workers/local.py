@@ -1,28 +1,53 @@
 """LocalScorer: tasks measured in this process, one after the other."""
 
+import logging
 from collections import deque
+from collections.abc import Sequence
 
+from needles.document import NeedleDocument
 from results.measurement import Measurement
-from workers.scorer import Task
-from workers.scoring import NeedleScoring
+from workers.accelerators import accelerators_in_use
+from workers.scorer import Scoring, Task, failed_measurements, failure_reason, given_up
+
+logger = logging.getLogger(__name__)
 
 
 class LocalScorer:
     """The Scorer without Ray. A task is measured when it is collected."""
 
-    def __init__(self, scoring: NeedleScoring) -> None:
+    def __init__(self, scoring: Scoring, documents: Sequence[NeedleDocument], *, max_retries: int = 1) -> None:
         """Take the model and documents to measure with.
 
         Args:
             scoring: Stays its owner's; closing the scorer leaves it alone.
+            documents: What the scoring was made with, for failures.
+            max_retries: How often a task is tried again that raised.
         """
         self._scoring = scoring
+        self._documents = {document.id: document for document in documents}
+        self._max_retries = max_retries
+        self._num_retries = 0
         self._tasks: deque[Task] = deque()
 
     @property
     def capacity(self) -> int:
         """One task: there is one process."""
         return 1
+
+    @property
+    def num_workers(self) -> int:
+        """One: this process."""
+        return 1
+
+    @property
+    def num_retries(self) -> int:
+        """Tasks that were tried again so far."""
+        return self._num_retries
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """Name of each accelerator that this process uses."""
+        return tuple(accelerator.name for accelerator in accelerators_in_use())
 
     def submit(self, task: Task) -> None:
         """Take a task; returns at once.
@@ -36,12 +61,20 @@ class LocalScorer:
         """Measure the task that was submitted first.
 
         Returns:
-            One measurement per document of the task; empty if there is no task.
+            One measurement or failure per document of the task; empty if there is no task.
         """
         if not self._tasks:
             return []
         task = self._tasks.popleft()
-        return self._scoring.score(task.candidate, task.documents)
+        for num_tries in range(1, self._max_retries + 2):
+            try:
+                return self._scoring.score(task.candidate, task.documents)
+            except Exception as error:  # noqa: BLE001 - the one place that catches all, to turn it into values
+                reason = failure_reason(error)
+            if num_tries <= self._max_retries:
+                self._num_retries += 1
+                logger.warning("a task is tried again: %s", reason)
+        return failed_measurements(task, self._documents, given_up(num_tries, reason))
 
     def close(self) -> None:
         """Forget the tasks that were not collected."""

@@ -42,7 +42,7 @@ class LoadedModel(ModelDescription):
     dtype: torch.dtype
     """Precision of weights and activations."""
     device: torch.device
-    """Where it runs."""
+    """Where its inputs go; the model may go on to others."""
     attention: str
     """The attention implementation, as transformers names it."""
 
@@ -71,6 +71,7 @@ def load_model(
     device: str = "auto",
     gguf_file: str | None = None,
     original_length: int | None = None,
+    num_devices: int = 1,
 ) -> LoadedModel:
     """Return the model and tokenizer of a folder, of a GGUF file, or of a hub id that is in the local cache.
 
@@ -83,6 +84,7 @@ def load_model(
         device: auto (CUDA if there is one), cpu, cuda, cuda:1, ...
         gguf_file: Name of a GGUF file inside the folder `path`.
         original_length: Pre-training window in tokens, where the configuration does not say it or says it wrong.
+        num_devices: GPUs over which the layers are spread, all that this process sees; device is auto or cuda then.
 
     Returns:
         The model.
@@ -94,12 +96,17 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}. Choose one of them.")
     torch_dtype, torch_device = DTYPES[dtype], _device(device)
+    _check_num_devices(num_devices, device)
     files = ModelFiles(path, gguf_file)
     geometry, model_class = _checked(files, original_length)
     attention = attention_implementation(model_class, torch_device, torch_dtype)
     tokenizer = files.tokenizer()
-    model = files.weights(model_class, dtype=torch_dtype, attention=attention)
-    model.to(torch_device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    model = files.weights(model_class, dtype=torch_dtype, attention=attention, spread=num_devices > 1)
+    if num_devices > 1:
+        torch_device = input_device(model)
+    else:
+        model.to(torch_device)  # type: ignore[arg-type]
+    model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     loaded = LoadedModel(
         geometry=geometry,
         tokenizer=tokenizer,
@@ -111,6 +118,32 @@ def load_model(
     )
     _report(loaded, files.name)
     return loaded
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device of the embedding, the first to meet the token ids.
+
+    Args:
+        model: A model on one device or on several.
+
+    Returns:
+        That device; the CPU where the embedding lies on a disk and comes when it is needed.
+    """
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def _check_num_devices(num_devices: int, device: str) -> None:
+    if num_devices < 1:
+        raise ValueError(f"a model must have at least 1 device, got {num_devices}. Correct it.")
+    if num_devices > 1 and device not in ("auto", "cuda"):
+        raise ValueError(
+            f"--device must be auto or cuda for a model on {num_devices} GPUs, got {device}. Drop it, or use one GPU."
+        )
+    if num_devices > max(1, torch.cuda.device_count()):
+        raise ValueError(
+            f"a model on {num_devices} GPUs must see as many, got {torch.cuda.device_count()}. Ask for fewer."
+        )
 
 
 def _checked(files: ModelFiles, original_length: int | None) -> tuple[RopeGeometry, type[PreTrainedModel]]:

@@ -97,13 +97,16 @@ class ModelFiles:
             raise self._unreadable("tokenizer", error) from error
         return tokenizer
 
-    def weights(self, model_class: type[PreTrainedModel], *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-        """Return the model with its weights, on the CPU; those of a GGUF file are dequantized.
+    def weights(
+        self, model_class: type[PreTrainedModel], *, dtype: torch.dtype, attention: str, spread: bool = False
+    ) -> PreTrainedModel:
+        """Return the model with its weights, on the CPU or spread; those of a GGUF file are dequantized.
 
         Args:
             model_class: Class of the model.
             dtype: Precision of weights and activations.
             attention: Attention implementation, as transformers names it.
+            spread: Whether its layers go to all GPUs that this process sees.
 
         Returns:
             The model.
@@ -113,6 +116,8 @@ class ModelFiles:
         """
         dense = {"quantization_config": GgufConfig(dequantize=True)} if self.is_gguf else {}
         options = {**self._options, **dense, "dtype": dtype, "attn_implementation": attention}
+        if spread:
+            options["device_map"] = "auto"
         loading: tuple[PreTrainedModel, Mapping[str, set[str]]]
         try:
             loading = model_class.from_pretrained(  # type: ignore[assignment]

@@ -1,174 +1,323 @@
-"""RayPool: tasks measured by actors on a Ray cluster, in completion order."""
+"""RayPool: tasks measured by actors on a Ray cluster, in completion order, whatever becomes of single actors."""
 
 import logging
-import math
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from time import monotonic
-from typing import TypeAlias, cast
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from time import monotonic, sleep
+from typing import cast
 
 import ray
-from ray import ObjectRef
-from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from needles.document import NeedleDocument
 from results.measurement import Measurement
-from workers.actor import ModelLoader, ScoringActor
-from workers.scorer import Task, failed_measurements, failure_reason
+from workers.actor import ScoringActor, WorkerPlace
+from workers.cluster import ClusterWatch, check_room, connect, share_documents
+from workers.deadline import Deadline
+from workers.ray_worker import Attempt, Awaited, Handle, RayWorker
+from workers.scorer import ClusterError, ScoringFactory, Task, failed_measurements, failure_reason, given_up
 
 TASKS_PER_WORKER = 2
-"""Tasks worth having in flight for each worker: one that it measures and one that waits for it."""
-
-_Worker: TypeAlias = "ActorHandle[ScoringActor]"
+"""Tasks that a worker holds: one that it measures, and one so that it need not wait for the driver."""
+LOOK_SECONDS = 1.0
+"""How often deadlines and pauses are looked at while nothing happens."""
 
 logger = logging.getLogger(__name__)
 
 
 class RayPool:
-    """The Scorer on a Ray cluster: every worker holds the model, tasks go to whichever is free.
+    """The Scorer on a Ray cluster: every worker holds the model, tasks go to whichever has least to do.
 
-    A worker that dies or raises turns its task into failed measurements; nothing is submitted again and no worker is
-    replaced. When the last one has died, all tasks fail.
+    A worker that dies, hangs, or raises twice in a row is replaced, and its tasks are measured by others; a task that
+    is tried in vain too often becomes failed measurements. Workers for which there is no room join when there is.
     """
 
     def __init__(
         self,
-        load: ModelLoader,
+        make: ScoringFactory,
         documents: Sequence[NeedleDocument],
         *,
         num_workers: int,
+        min_workers: int | None = None,
         gpus_per_worker: float = 0.0,
         cpus_per_worker: float = 1.0,
         start_seconds: float = 1800.0,
+        max_retries: int = 3,
+        document_timeout: float | None = None,
     ) -> None:
-        """Start the workers and wait until each has loaded the model.
+        """Ask for all workers and return when the first is ready; the others join as they come.
 
         Uses the Ray that this process is connected to; else connects to the cluster that Ray finds (RAY_ADDRESS, or
         one on this machine), else starts one here, and leaves or ends that one at `close`.
 
         Args:
-            load: Loads the model, called on every worker: `functools.partial(load_model, path, ...)`.
+            make: Makes a worker's scoring, called on every worker: `functools.partial(load_scoring, load=...)`.
             documents: Documents that tasks name by id; put into the cluster once.
             num_workers: Actors; at least 1.
+            min_workers: Actors that the cluster must have room for now; None for all of them.
             gpus_per_worker, cpus_per_worker: What each actor reserves; a worker without GPUs is not kept from any.
-            start_seconds: How long the cluster may take to place and start all workers.
+            start_seconds: How long there may be no worker at all, at the start and later.
+            max_retries: How often a task is tried again.
+            document_timeout: Seconds per document after which a worker is taken to hang; None for a learnt limit.
 
         Raises:
-            ValueError: num_workers is below 1, the cluster can never place that many, a worker cannot load the model,
-                or the time is over.
+            ValueError: A number is out of range, the cluster cannot be reached, runs another version or lacks room, a
+                worker cannot make its scoring, or the time is over before the first one has.
+            ClusterError: The cluster is lost meanwhile.
         """
-        if num_workers < 1:
-            raise ValueError(f"a pool must have at least 1 worker, got {num_workers}. Use 0 workers for no Ray at all.")
+        _check_numbers(num_workers, min_workers, max_retries)
+        self._deadline = Deadline(document_timeout)
         self._documents = {document.id: document for document in documents}
-        self._num_workers = num_workers
-        self._workers: list[_Worker] = []
-        self._idle: list[_Worker] = []
-        self._waiting: deque[Task] = deque()
-        self._running: dict[ObjectRef[list[Measurement]], tuple[_Worker, Task]] = {}
-        self._owns_ray = not ray.is_initialized()
+        self._max_retries = max_retries
+        self._start_seconds = start_seconds
+        self._workers: list[RayWorker] = []
+        self._waiting: deque[Attempt] = deque()
+        self._finished: deque[list[Measurement]] = deque()
+        self._num_retries = 0
+        self._last_loss = "no worker was ever ready"
+        self._has_begun = False
+        self._num_failed_starts = 0
+        self._watch: ClusterWatch | None = None
         with ExitStack() as undo:
+            self._owns_ray = connect()
             undo.callback(self.close)
-            if self._owns_ray:
-                ray.init()
-            _check_room(num_workers, {"CPU": cpus_per_worker, "GPU": gpus_per_worker})
+            check_room(min_workers or num_workers, {"CPU": cpus_per_worker, "GPU": gpus_per_worker})
             actor = ray.remote(ScoringActor).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker)
-            shared_documents = ray.put(tuple(documents))
-            self._workers = [cast(_Worker, actor.remote(load, shared_documents)) for _ in range(num_workers)]
-            _wait_for_start([worker.start.remote() for worker in self._workers], start_seconds)
+            shared = share_documents(documents)
+            self._workers = [RayWorker(lambda: cast(Handle, actor.remote(make, shared))) for _ in range(num_workers)]
+            self._watch = ClusterWatch()
+            self._wait_for_first()
             undo.pop_all()
-        self._idle = list(self._workers)
-        logger.info("%d Ray workers have loaded the model", num_workers)
 
     @property
     def capacity(self) -> int:
         """Two tasks for each worker, so that none waits for the driver."""
-        return TASKS_PER_WORKER * self._num_workers
+        return TASKS_PER_WORKER * len(self._workers)
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that are ready."""
+        return len(self._ready())
+
+    @property
+    def num_retries(self) -> int:
+        """Tasks that were tried again so far."""
+        return self._num_retries
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """Name of each device that ready workers hold, once each where several share it."""
+        places = [worker.place for worker in self._ready() if worker.place is not None]
+        return tuple(sorted(device.name for device in {device for place in places for device in place.accelerators}))
+
+    @property
+    def places(self) -> tuple[WorkerPlace, ...]:
+        """Where the ready workers run."""
+        return tuple(worker.place for worker in self._workers if worker.place is not None)
 
     def submit(self, task: Task) -> None:
-        """Take a task; a free worker begins it at once.
+        """Take a task; a worker that has room gets it at once.
 
         Args:
             task: What to measure.
+
+        Raises:
+            ClusterError: The cluster is gone.
         """
-        self._waiting.append(task)
-        self._dispatch()
+        assert self._watch is not None
+        self._waiting.append(Attempt(task))
+        self._watch.check()
+        with _cluster_errors():
+            self._dispatch()
 
     def collect(self) -> list[Measurement]:
         """Wait for the task that finishes first.
 
         Returns:
             One measurement or failure per document of the task; empty if there is no task.
+
+        Raises:
+            ClusterError: The cluster is gone, or has had no worker for too long.
         """
-        if not self._running:
-            return self._fail_waiting()
-        finished, _ = ray.wait(list(self._running), num_returns=1)
-        worker, task = self._running.pop(finished[0])
-        try:
-            measurements: list[Measurement] = ray.get(finished[0])
-            self._idle.append(worker)
-        except RayTaskError as error:
-            measurements = failed_measurements(task, self._documents, failure_reason(error.cause))
-            self._idle.append(worker)
-        except RayError as error:
-            logger.warning("a Ray worker is lost: %s", failure_reason(error))
-            measurements = failed_measurements(task, self._documents, failure_reason(error))
-        self._dispatch()
-        return measurements
+        assert self._watch is not None
+        while not self._finished:
+            if not self._waiting and not any(worker.num_held for worker in self._workers):
+                return []
+            self._watch.check()
+            self._step()
+            self._check_alive()
+        return self._finished.popleft()
 
     def close(self) -> None:
         """End the workers, and Ray if the pool started it or connected to it. Harmless when called twice."""
-        if ray.is_initialized():
+        if ray.is_initialized() and not (self._watch and self._watch.is_lost):
             for worker in self._workers:
-                ray.kill(worker)
+                worker.end()
             if self._owns_ray:
                 ray.shutdown()
-        self._workers, self._idle, self._running = [], [], {}
+        self._workers = []
         self._waiting.clear()
+        self._finished.clear()
+
+    def _ready(self) -> list[RayWorker]:
+        return [worker for worker in self._workers if worker.place is not None]
+
+    def _wait_for_first(self) -> None:
+        self._ready_at = monotonic()
+        while not self._ready():
+            if monotonic() - self._ready_at > self._start_seconds:
+                raise ValueError(
+                    f"at least one of {len(self._workers)} workers must start within {self._start_seconds:g} seconds, "
+                    "got none. Is the cluster busy with other work?"
+                )
+            self._step()
+        self._has_begun = True
+
+    def _step(self) -> None:
+        """Take what has come, within a second, and do all that is due."""
+        with _cluster_errors():
+            awaited = {worker.awaited: worker for worker in self._workers if worker.awaited is not None}
+            for answer in _arrived(list(awaited)):
+                self._receive(awaited[answer], answer)
+            now = monotonic()
+            for worker in self._ready():
+                self._end_if_late(worker, now)
+            for worker in self._workers:
+                if worker.is_away and now >= worker.since:
+                    worker.start(now)
+            self._dispatch()
+
+    def _receive(self, worker: RayWorker, answer: Awaited) -> None:
+        try:
+            value = ray.get(answer)
+        except RayTaskError as error:
+            self._take_raised(worker, failure_reason(error.cause))
+        except RayError as error:
+            self._replace(worker, failure_reason(error))
+        else:
+            if isinstance(value, WorkerPlace):
+                self._take_start(worker, value)
+            else:
+                self._take_measurements(worker, value)
+
+    def _take_start(self, worker: RayWorker, place: WorkerPlace) -> None:
+        worker.begin(place)
+        logger.info(
+            "a worker is ready, %d of %d: %s, process %d, after %.0f s",
+            *(self.num_workers, len(self._workers), place.node, place.pid, monotonic() - worker.since),
+        )
+
+    def _take_measurements(self, worker: RayWorker, measurements: list[Measurement]) -> None:
+        worker.finish_first(monotonic())
+        worker.num_failures = worker.num_raised = 0
+        for measurement in measurements:
+            if measurement.failure is None:
+                self._deadline.learn(self._documents[measurement.document].length, measurement.seconds)
+        self._finished.append(measurements)
+
+    def _take_raised(self, worker: RayWorker, reason: str) -> None:
+        worker.num_raised += 1
+        if not self._has_begun:
+            raise _cannot_start(reason)  # a node that died may be gone; a model that cannot be loaded stays so
+        if worker.place is None or worker.num_raised > 1:
+            self._replace(worker, reason)
+        else:
+            self._retry(worker.finish_first(monotonic()), reason)
+
+    def _end_if_late(self, worker: RayWorker, now: float) -> None:
+        if worker.first is None:
+            return
+        limit = self._deadline.seconds([self._documents[document].length for document in worker.first.task.documents])
+        if now - worker.since > limit:
+            self._replace(worker, f"no answer in {limit:g} s")
+
+    def _replace(self, worker: RayWorker, reason: str) -> None:
+        """End a worker and put its tasks back; the one that ran was tried in vain, those behind it were not."""
+        if not self._has_begun:
+            self._num_failed_starts += 1
+            if self._num_failed_starts > self._max_retries:
+                raise _cannot_start(reason)
+        place = worker.place
+        if place is not None:
+            self._ready_at = monotonic()
+        lost = worker.lose(monotonic(), started=place is not None)
+        self._last_loss = reason
+        logger.warning(
+            "a worker is lost, %d of %d are left, it is replaced%s: %s",
+            self.num_workers,
+            len(self._workers),
+            f" ({place.node}, process {place.pid})" if place else " (it did not start)",
+            reason,
+        )
+        for attempt in lost:
+            attempt.is_suspect = True
+        self._waiting.extendleft(reversed(lost[1:]))
+        for attempt in lost[:1]:
+            self._retry(attempt, reason)
+
+    def _retry(self, attempt: Attempt, reason: str) -> None:
+        attempt.num_failed += 1
+        if attempt.num_failed > self._max_retries:
+            failure = given_up(attempt.num_failed, reason)
+            logger.warning("a task failed: %s", failure)
+            self._finished.append(failed_measurements(attempt.task, self._documents, failure))
+            return
+        self._num_retries += 1
+        self._waiting.appendleft(attempt)
 
     def _dispatch(self) -> None:
-        while self._idle and self._waiting:
-            worker, task = self._idle.pop(), self._waiting.popleft()
-            self._running[worker.score.remote(task)] = worker, task
+        free = [worker for worker in self._ready() if not worker.is_suspicious]
+        while free and self._waiting:
+            worker = min(free, key=lambda candidate: candidate.num_held)
+            if worker.num_held >= (1 if self._waiting[0].is_suspect else TASKS_PER_WORKER):
+                return
+            worker.give(self._waiting.popleft(), monotonic())
+            if worker.is_suspicious:
+                free.remove(worker)
 
-    def _fail_waiting(self) -> list[Measurement]:
-        if not self._waiting:
-            return []
-        reason = f"no Ray worker is left of {self._num_workers}"
-        return failed_measurements(self._waiting.popleft(), self._documents, reason)
-
-
-def _check_room(num_workers: int, needed: Mapping[str, float]) -> None:
-    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    num_places = sum(
-        min(
-            (math.floor(node.get(kind, 0.0) / amount) for kind, amount in needed.items() if amount > 0),
-            default=math.inf,
-        )
-        for node in nodes
-    )
-    if num_workers > num_places:
-        there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        raise ValueError(
-            f"the cluster must have room for {num_workers} workers of {needed['CPU']:g} CPUs and {needed['GPU']:g} "
-            f"GPUs each, got room for {num_places}: {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs on "
-            f"{len(nodes)} nodes. Ask for fewer workers or for less each."
-        )
-
-
-def _wait_for_start(starts: list[ObjectRef[None]], start_seconds: float) -> None:
-    deadline = monotonic() + start_seconds
-    waiting = starts
-    while waiting:
-        started, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - monotonic()))
-        if not started:
-            raise ValueError(
-                f"all {len(starts)} workers must start within {start_seconds:g} seconds, got "
-                f"{len(starts) - len(waiting)}. Is the cluster busy with other work?"
+    def _check_alive(self) -> None:
+        now = monotonic()
+        if self._ready() or not self._waiting:
+            self._ready_at = now
+        elif now - self._ready_at > self._start_seconds:
+            raise ClusterError(
+                f"at least one worker must be alive, got none for {self._start_seconds:g} seconds, the last: "
+                f"{self._last_loss}. Look at the cluster with `ray status`."
             )
-        try:
-            ray.get(started)
-        except RayError as error:
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            raise ValueError(f"every worker must load the model, got {failure_reason(cause)}") from error
+
+
+def _cannot_start(reason: str) -> ValueError:
+    return ValueError(f"every worker must load the model, got {reason}")
+
+
+def _arrived(awaited: list[Awaited]) -> list[Awaited]:
+    """Return what has come of this, after a second at most."""
+    if not awaited:
+        sleep(LOOK_SECONDS)
+        return []
+    first, rest = ray.wait(awaited, num_returns=1, timeout=LOOK_SECONDS)
+    if not first or not rest:
+        return first
+    more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+    return [*first, *more]
+
+
+@contextmanager
+def _cluster_errors() -> Iterator[None]:
+    """Turn what Ray raises by itself, not as a task's answer, into the loss of the cluster."""
+    try:
+        yield
+    except (RayError, ConnectionError) as error:
+        raise ClusterError(f"the Ray cluster must be reachable, got {failure_reason(error)}. Is it up?") from error
+
+
+def _check_numbers(num_workers: int, min_workers: int | None, max_retries: int) -> None:
+    if num_workers < 1:
+        raise ValueError(f"a pool must have at least 1 worker, got {num_workers}. Use 0 workers for no Ray at all.")
+    if min_workers is not None and not 1 <= min_workers <= num_workers:
+        raise ValueError(
+            f"--min-workers must be between 1 and the {num_workers} workers asked for, got {min_workers}. Correct it."
+        )
+    if max_retries < 0:
+        raise ValueError(f"--retries must be at least 0, got {max_retries}. Correct it.")

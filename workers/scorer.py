@@ -1,11 +1,9 @@
 """The Scorer protocol: where (candidate, documents) tasks go to be measured, in this process or on a cluster."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Protocol
-
-import torch
+from typing import Protocol, TypeAlias
 
 from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
@@ -22,12 +20,47 @@ class Task:
     """Ids of documents of equal length."""
 
 
+class Scoring(Protocol):
+    """Measures one task after the other, in one process."""
+
+    def score(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
+        """Measure factors on documents of equal length.
+
+        Args:
+            candidate: Factors to install.
+            document_ids: Ids of documents given at construction.
+
+        Returns:
+            One measurement or failure per document, in the order of the ids. What it raises may be tried again.
+        """
+
+
+ScoringFactory: TypeAlias = Callable[[Sequence[NeedleDocument]], Scoring]
+"""Makes a `Scoring` where it is called: `functools.partial(load_scoring, load=...)`, so that no weights travel."""
+
+
+class ClusterError(RuntimeError):
+    """No worker is left or the cluster is gone: the run must stop, in one line. What was measured is not lost."""
+
+
 class Scorer(Protocol):
     """Measures tasks. Every task that was submitted comes back once, as one measurement or failure per document."""
 
     @property
     def capacity(self) -> int:
         """Tasks worth having in flight: enough that nobody waits for the driver."""
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that can score now."""
+
+    @property
+    def num_retries(self) -> int:
+        """Tasks that were tried again so far."""
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """Name of each accelerator in use, as ("NVIDIA H200",) * 8; empty on CPUs."""
 
     def submit(self, task: Task) -> None:
         """Take a task; returns at once.
@@ -41,6 +74,9 @@ class Scorer(Protocol):
 
         Returns:
             One measurement or failure per document of that task; empty only if no task is in flight.
+
+        Raises:
+            ClusterError: No task can be measured any more.
         """
 
     def close(self) -> None:
@@ -87,9 +123,25 @@ def failure_reason(error: BaseException) -> str:
         The kind of error and the first line of its message.
     """
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return f"{'out of memory' if _is_out_of_memory(error) else type(error).__name__}: {first_line}"
+    return f"{'out of memory' if is_out_of_memory(error) else type(error).__name__}: {first_line}"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def given_up(num_tries: int, reason: str) -> str:
+    """Return the reason of a failure that was tried before.
+
+    Args:
+        num_tries: How often it was tried in all; at least 1.
+        reason: Why the last try failed.
+    """
+    return reason if num_tries == 1 else f"given up after {num_tries} tries: {reason}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory was short, on whatever device; known by name, so that torch need not be there.
+
+    Args:
+        error: What was raised.
+    """
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
     # torch's allocator for the CPU has no exception of its own
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return named or isinstance(error, MemoryError) or "can't allocate memory" in str(error)

@@ -3,10 +3,13 @@
 Shapes: B documents, T tokens, A answer tokens, V vocabulary.
 """
 
+import gc
+import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,12 +20,33 @@ from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
 from rope.factors import RescaleFactors
 from workers.model import LoadedModel
-from workers.scorer import Task, failed_measurements, failure_reason
+from workers.scorer import Task, failed_measurements, failure_reason, is_out_of_memory
 
 IGNORED = -100
 """Target of a position that is no answer; torch's own sign for it."""
 NUM_PROBE_TOKENS = 64
 """Tokens of the first document on which it is proved that factors take effect."""
+
+ModelLoader: TypeAlias = Callable[[], LoadedModel]
+"""Loads the model where it is called: `functools.partial(load_model, path, ...)`."""
+
+logger = logging.getLogger(__name__)
+
+
+def load_scoring(documents: Sequence[NeedleDocument], *, load: ModelLoader) -> "NeedleScoring":
+    """Return a scoring of these documents by the model; `partial(load_scoring, load=...)` is a `ScoringFactory`.
+
+    Args:
+        documents: As `NeedleScoring`.
+        load: Loads the model.
+
+    Returns:
+        The scoring.
+
+    Raises:
+        ValueError: As `load` and `NeedleScoring` do.
+    """
+    return NeedleScoring(load(), documents)
 
 
 class NeedleScoring:
@@ -44,13 +68,16 @@ class NeedleScoring:
         self._patch = loaded.patch
         self._documents = {document.id: document for document in documents}
         self._token_ids = {document.id: _token_ids(document, loaded.device) for document in documents}
+        # By length of document, tokens; a length that is not here has always fitted
+        self._batch_sizes: dict[int, int] = {}
         self._patch.check_effect(self._token_ids[documents[0].id][None, :NUM_PROBE_TOKENS])
 
     def score(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
-        """Measure factors on documents of equal length, in one forward. The model is left as it was loaded.
+        """Measure factors on documents of equal length, in as few forwards as fit. The model is left as it was loaded.
 
-        Whatever goes wrong is a failed measurement with its reason: too little memory, factors for another model, a
-        loss that is not finite.
+        Memory that is too small for one document, factors for another model and a loss that is not finite are failed
+        measurements with their reason; a batch that does not fit is split. Anything else is raised: the process may
+        be broken, as after an error on the device.
 
         Args:
             candidate: Factors to install.
@@ -59,20 +86,46 @@ class NeedleScoring:
         Returns:
             One measurement per document, in the order of the ids.
         """
-        task = Task(candidate, tuple(document_ids))
-        start = perf_counter()
-        try:
-            with self._patch:
+        with self._patch:
+            try:
                 self._patch.install(candidate)
-                sums = self._sums_of_nll([self._documents[document] for document in task.documents])
-        except Exception as error:  # noqa: BLE001 - the one place that catches all, to turn it into values
-            seconds = (perf_counter() - start) / len(task.documents)
-            return failed_measurements(task, self._documents, failure_reason(error), seconds=seconds)
-        seconds = (perf_counter() - start) / len(task.documents)
-        return [
-            self._measurement(candidate, document, sum_nll, seconds)
-            for document, sum_nll in zip(task.documents, sums, strict=True)
-        ]
+            except ValueError as error:
+                task = Task(candidate, tuple(document_ids))
+                return failed_measurements(task, self._documents, failure_reason(error))
+            return self._score_installed(candidate, tuple(document_ids))
+
+    def _score_installed(self, candidate: RescaleFactors, rest: tuple[str, ...]) -> list[Measurement]:
+        measured: list[Measurement] = []
+        while rest:
+            length = self._documents[rest[0]].length
+            batch = rest[: self._batch_sizes.get(length)]
+            start = perf_counter()
+            sums, shortage = self._sums_or_shortage(batch)
+            seconds = (perf_counter() - start) / len(batch)
+            if shortage:
+                _free_memory()
+            if shortage and len(batch) > 1:
+                self._batch_sizes[length] = len(batch) // 2
+                logger.warning(
+                    "%d documents of %d tokens do not fit at once, from now on %d do: %s",
+                    *(len(batch), length, self._batch_sizes[length], shortage),
+                )
+                continue
+            if shortage:
+                measured += failed_measurements(Task(candidate, batch), self._documents, shortage, seconds=seconds)
+            for document, sum_nll in zip(batch, sums, strict=False):
+                measured.append(self._measurement(candidate, document, sum_nll, seconds))
+            rest = rest[len(batch) :]
+        return measured
+
+    def _sums_or_shortage(self, batch: Sequence[str]) -> tuple[list[float], str]:
+        """Return the batch's losses, or why memory was too short for them; what the error held is free by then."""
+        try:
+            return self._sums_of_nll([self._documents[document] for document in batch]), ""
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return [], failure_reason(error)
 
     @torch.inference_mode()
     def _sums_of_nll(self, documents: Sequence[NeedleDocument]) -> list[float]:
@@ -80,7 +133,7 @@ class NeedleScoring:
         answer_lengths = [document.num_answer_tokens for document in documents]
         targets_BA = _answer_targets(input_ids_BT, answer_lengths)
         output = self._model(input_ids=input_ids_BT, use_cache=False, logits_to_keep=max(answer_lengths) + 1)
-        logits_BAV = output.logits[:, :-1].float()
+        logits_BAV = output.logits[:, :-1].to(targets_BA.device, torch.float32)
         nll_BA = functional.cross_entropy(
             logits_BAV.transpose(1, 2), targets_BA, reduction="none", ignore_index=IGNORED
         )
@@ -103,6 +156,12 @@ class NeedleScoring:
             num_tokens=document.num_answer_tokens,
             seconds=seconds,
         )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _token_ids(document: NeedleDocument, device: torch.device) -> Tensor:

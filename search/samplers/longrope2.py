@@ -1,14 +1,14 @@
 """The evolution of LongRoPE2 as an Optuna sampler."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from search.operators import crossover, initial_genomes, mutate
-from search.samplers.generational import ORIGIN, GenerationalSampler, SpaceExhaustedError
+from search.samplers.joint import GENERATION, JointSampler, Proposal, Schedule, SpaceExhaustedError
 from search.space import Genome, SearchSpace
 
 
@@ -61,11 +61,11 @@ class _Offspring(NamedTuple):
     parents: tuple[int, ...]
 
 
-class LongRoPE2Sampler(GenerationalSampler):
-    """Samples joint, monotone factor vectors by the paper's evolution, generation by generation.
+class LongRoPE2Sampler(JointSampler):
+    """Samples joint, monotone factor vectors by the paper's evolution.
 
-    The n-th candidate draws from a generator seeded with (seed, n), and its parents are the best of the generations
-    before its own.
+    The n-th candidate draws from a generator seeded with (seed, n). Its parents are the best of the generations
+    before its own, or in the steady schedule the best of all that are finished when it is asked for.
 
     Raises:
         ValueError: The initial population has no room for every critical dimension.
@@ -75,7 +75,9 @@ class LongRoPE2Sampler(GenerationalSampler):
 
     method = "longrope2-search"
 
-    def __init__(self, space: SearchSpace, config: EvolutionConfig, *, seed: int) -> None:
+    def __init__(
+        self, space: SearchSpace, config: EvolutionConfig, *, seed: int, schedule: Schedule = "generational"
+    ) -> None:
         if config.population_size < len(space.critical_dims):
             raise ValueError(
                 f"evolution.population_size must be at least {len(space.critical_dims)}, one candidate for every "
@@ -84,6 +86,7 @@ class LongRoPE2Sampler(GenerationalSampler):
         self.space: SearchSpace = space
         self._config = config
         self._seed = seed
+        self._steady = schedule == "steady"
         self._genomes: dict[int, Genome] = {}
         self._initial: list[Genome] = []
 
@@ -92,10 +95,8 @@ class LongRoPE2Sampler(GenerationalSampler):
         """Candidates of each generation, the initial population first."""
         return [self._config.population_size] + [self._config.generation_size] * self._config.num_generations
 
-    def sample_candidate(
-        self, study: Study, trial: FrozenTrial, earlier: list[FrozenTrial]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the next candidate's parameters and origin.
+    def propose(self, earlier: Sequence[FrozenTrial]) -> Proposal:
+        """Return the next candidate.
 
         Raises:
             SpaceExhaustedError: Every try gave a candidate that the study already holds.
@@ -105,16 +106,7 @@ class LongRoPE2Sampler(GenerationalSampler):
         if not self._initial:
             self._initial = self._initial_population()
         offspring = self._initial_offspring(index) if generation == 0 else self._breed(earlier, index, generation)
-        origin = {
-            "generation": generation,
-            "operator": offspring.operator,
-            "parents": list(offspring.parents),
-            # the whole genome, so that a trial which died before its parameters were written is still known
-            "critical_dim": offspring.genome.critical_dim,
-            "grid": list(offspring.genome.grid),
-        }
-        self._genomes[trial.number] = offspring.genome
-        return self.space.to_params(offspring.genome), origin
+        return Proposal(self.space.to_params(offspring.genome), generation, offspring.operator, offspring.parents)
 
     def _generation(self, index: int) -> int:
         beyond_first = index - self._config.population_size
@@ -135,7 +127,7 @@ class LongRoPE2Sampler(GenerationalSampler):
             raise SpaceExhaustedError(f"the space holds no more than {len(self._initial)} candidates to begin with")
         return _Offspring(self._initial[index], "initial", ())
 
-    def _breed(self, earlier: list[FrozenTrial], index: int, generation: int) -> _Offspring:
+    def _breed(self, earlier: Sequence[FrozenTrial], index: int, generation: int) -> _Offspring:
         rng = np.random.default_rng([self._seed, index])
         parents = self._parents(earlier, generation)
         if not parents:
@@ -168,14 +160,14 @@ class LongRoPE2Sampler(GenerationalSampler):
                 return _Offspring(child, "mutation", (parent.number,))
         raise SpaceExhaustedError(f"no new candidate in {len(parents)} x {self._config.max_tries} tries")
 
-    def _parents(self, earlier: list[FrozenTrial], generation: int) -> list[FrozenTrial]:
-        complete = [
-            t for t in earlier if t.state == TrialState.COMPLETE and t.user_attrs[ORIGIN]["generation"] < generation
-        ]
-        return sorted(complete, key=lambda t: (t.value, t.number))[: self._config.num_parents]
+    def _parents(self, earlier: Sequence[FrozenTrial], generation: int) -> list[FrozenTrial]:
+        known = earlier if self._steady else [t for t in earlier if t.user_attrs[GENERATION] < generation]
+        complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
+        if self._steady and not complete:  # more workers than the first population: breed from what they work on
+            return [trial for trial in known if trial.state == TrialState.RUNNING]
+        return sorted(complete, key=lambda trial: (trial.value, trial.number))[: self._config.num_parents]
 
     def _genome(self, trial: FrozenTrial) -> Genome:
         if trial.number not in self._genomes:
-            origin = trial.user_attrs[ORIGIN]
-            self._genomes[trial.number] = Genome(origin["critical_dim"], tuple(origin["grid"]))
+            self._genomes[trial.number] = self.space.from_params(trial.params)
         return self._genomes[trial.number]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from results.run_directory import RunDirectory
+from results.run_lock import RunLock
 
 CONFIG = {
     "model": "models/tiny",
@@ -108,6 +109,39 @@ def test_resuming_with_another_configuration_is_refused_by_the_keys_that_differ(
         r"space\.critical_dims, space\.high, target_length than .*config\.yaml has\. .*$",
     ):
         RunDirectory.create(tmp_path, changed, resume=True)
+
+
+def test_a_resumed_run_may_change_what_its_caller_allows_and_keeps_the_file_of_its_start(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, CONFIG, resume=False)
+    before = contents(tmp_path)
+    changed = {**CONFIG, "target_length": 2048, "space": {"low": 2.0, "step": 0.1, "critical_dims": (5, 6)}}
+    assert RunDirectory.create(tmp_path, changed, resume=True, may_change=["target_length", "space"]) == run
+    assert RunDirectory.create(tmp_path, changed, resume=True, may_change={"target_length", "space.low", "space.step"})
+    assert contents(tmp_path) == before
+    with pytest.raises(ValueError, match=r"got another value of space\.low, space\.step than"):
+        RunDirectory.create(tmp_path, changed, resume=True, may_change=["target_length", "spac"])
+
+
+def test_a_run_can_be_found_and_its_configuration_read(tmp_path: Path) -> None:
+    assert not RunDirectory.holds_run(tmp_path)
+    assert not RunDirectory.holds_run(tmp_path / "gone")
+    RunDirectory.create(tmp_path, CONFIG, resume=False)
+    assert RunDirectory.holds_run(tmp_path)
+    config = RunDirectory.read_config(tmp_path)
+    assert config == {**CONFIG, "space": {"low": None, "step": 1e-05, "critical_dims": [5, 6]}}
+    assert RunDirectory.create(tmp_path, config, resume=True).path == tmp_path
+
+
+def test_a_configuration_is_not_read_where_there_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^run directory .* must hold a run to resume, got none\. Leave out "):
+        RunDirectory.read_config(tmp_path)
+
+
+def test_a_folder_that_its_driver_has_locked_is_as_good_as_an_empty_one(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "run"):
+        RunDirectory.check_free(tmp_path / "run")
+        run = RunDirectory.create(tmp_path / "run", CONFIG, resume=False)
+    assert sorted(contents(run.path)) == ["config.sha256", "config.yaml", "driver.lock"]
 
 
 @pytest.mark.parametrize("existing", [True, False])

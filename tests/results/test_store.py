@@ -1,8 +1,10 @@
 """The store of measurements."""
 
+import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from time import sleep
 
 import pandas as pd
 import pyarrow as pa
@@ -44,6 +46,10 @@ def flushed(directory: Path, *parts: list[Measurement]) -> None:
         store.flush()
 
 
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "measurements").iterdir())
+
+
 def test_what_is_added_is_read_back_in_order(tmp_path: Path) -> None:
     flushed(tmp_path, [measured("b", 0.1 + 0.2), measured("a")], [FAILED])
     frame = read_measurements(tmp_path)
@@ -62,10 +68,7 @@ def test_a_failure_keeps_its_nan_and_its_reason(tmp_path: Path) -> None:
 
 def test_each_flush_writes_one_numbered_part_and_nothing_else(tmp_path: Path) -> None:
     flushed(tmp_path, [measured("a")], [measured("b")])
-    assert sorted(path.name for path in (tmp_path / "measurements").iterdir()) == [
-        "part-00000.parquet",
-        "part-00001.parquet",
-    ]
+    assert names(tmp_path) == ["part-00000.parquet", "part-00001.parquet"]
 
 
 def test_a_flush_with_nothing_new_writes_nothing(tmp_path: Path) -> None:
@@ -103,15 +106,78 @@ def test_a_run_without_measurements_has_the_columns_and_no_rows(tmp_path: Path) 
     assert len(frame) == 0
 
 
-def test_measurements_that_could_not_be_written_are_kept_for_the_next_flush(tmp_path: Path) -> None:
+def test_measurements_that_could_not_be_added_are_not_kept(tmp_path: Path) -> None:
     (tmp_path / "measurements").write_text("in the way")
     store = MeasurementStore(tmp_path)
-    store.add([measured("a")])
     with pytest.raises(OSError, match="File exists"):
-        store.flush()
+        store.add([measured("a")])
     (tmp_path / "measurements").unlink()
+    store.add([measured("b")])
     store.flush()
+    assert list(read_measurements(tmp_path)["document"]) == ["b"]
+
+
+def test_a_part_that_could_not_be_written_leaves_the_journal_for_another_try(tmp_path: Path) -> None:
+    store = MeasurementStore(tmp_path)
+    store.add([measured("a")])
+    in_the_way = tmp_path / "measurements" / "part-00000.parquet"
+    in_the_way.mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        store.flush()
+    in_the_way.rmdir()
     assert list(read_measurements(tmp_path)["document"]) == ["a"]
+    store.flush()
+    assert names(tmp_path) == ["part-00000.parquet"]
+    assert list(read_measurements(tmp_path)["document"]) == ["a"]
+
+
+def test_adding_flushes_by_itself_when_the_time_has_passed(tmp_path: Path) -> None:
+    store = MeasurementStore(tmp_path, flush_seconds=0.2)
+    store.add([measured("a")])
+    assert names(tmp_path) == ["part-00000.jsonl"]
+    sleep(0.25)
+    store.add([measured("b")])
+    store.add([measured("c")])
+    assert names(tmp_path) == ["part-00000.parquet", "part-00001.jsonl"]
+    assert list(read_measurements(tmp_path)["document"]) == ["a", "b", "c"]
+
+
+def test_a_flush_that_fails_while_adding_is_said_and_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MeasurementStore(tmp_path, flush_seconds=0.2)
+    store.add([measured("a")])
+    in_the_way = tmp_path / "measurements" / "part-00000.parquet"
+    in_the_way.mkdir()
+    sleep(0.25)
+    store.add([measured("b")])
+    assert "measurements stay in the journal, a part could not be written: " in caplog.text
+    in_the_way.rmdir()
+    sleep(0.25)
+    store.add([measured("c")])
+    assert names(tmp_path) == ["part-00000.parquet"]
+    assert list(read_measurements(tmp_path)["document"]) == ["a", "b", "c"]
+
+
+def test_a_line_is_one_call_and_strict_json(tmp_path: Path) -> None:
+    store = MeasurementStore(tmp_path)
+    store.add([measured("a"), FAILED])
+    store.add([measured("b")])
+    lines = (tmp_path / "measurements" / "part-00000.jsonl").read_text().splitlines()
+    assert [[record["document"] for record in json.loads(line)] for line in lines] == [["a", "lost"], ["b"]]
+    assert json.loads(lines[0])[1] == {**asdict(FAILED), "sum_nll": None}
+
+
+def test_a_pair_that_is_added_again_replaces_the_older_one(tmp_path: Path) -> None:
+    flushed(tmp_path, [measured("a", 1.0), measured("b", 2.0)], [measured("a", 3.0)])
+    frame = read_measurements(tmp_path)
+    assert list(zip(frame["document"], frame["sum_nll"], strict=True)) == [("b", 2.0), ("a", 3.0)]
+    assert MeasurementStore(tmp_path).recover() == [measured("b", 2.0), measured("a", 3.0)]
+
+
+def test_a_reason_that_is_no_utf_8_is_stored_all_the_same(tmp_path: Path) -> None:
+    flushed(tmp_path, [replace(FAILED, failure="no file half-\udc80")])
+    assert read_measurements(tmp_path)["failure"][0] == "no file half-?"
 
 
 def test_a_directory_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from results.measurement import Measurement, candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.evolution import Ledger
-from search.progress import SearchProgress
+from search.progress import Plan, SearchProgress
 from search.space import SearchSpace
 from workers.scorer import Scorer, Task
 
@@ -33,6 +33,7 @@ SPACE: dict[str, Any] = {
     "step": 0.01,
     "attention_temperature": 1.25,
 }
+PLAN = Plan(model="a model", original_length=256, target_length=2048, num_candidates=10, num_documents=100)
 
 
 class FunctionScorer:
@@ -61,6 +62,18 @@ class FunctionScorer:
         chosen = 0 if self._rng is None else int(self._rng.integers(len(self._in_flight)))
         task = self._in_flight.pop(chosen)
         return [self._measure(task.candidate, document) for document in task.documents]
+
+    @property
+    def num_workers(self) -> int:
+        return 1
+
+    @property
+    def num_retries(self) -> int:
+        return 0
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        return ()
 
     def close(self) -> None:
         self._in_flight.clear()
@@ -116,7 +129,7 @@ def make_ledger(tmp_path: Path) -> Callable[[Scorer], Ledger]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     def make(scorer: Scorer) -> Ledger:
-        progress = SearchProgress(0, console=Console(file=io.StringIO()))
+        progress = SearchProgress(PLAN, console=Console(file=io.StringIO()))
         store = MeasurementStore(tmp_path)
         return Ledger(study=optuna.create_study(), scorer=scorer, store=store, progress=progress)
 

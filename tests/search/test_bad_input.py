@@ -90,7 +90,7 @@ def test_a_run_directory_that_holds_another_run(capsys: pytest.CaptureFixture[st
     run_dir.mkdir()
     for name in ("config.yaml", "config.sha256"):
         (run_dir / name).write_text("seed: 1\n")
-    assert "already holds a run" in refused(capsys, run_dir)
+    assert "must keep its configuration, got another value of algorithm, " in refused(capsys, run_dir)
     assert (run_dir / "config.yaml").read_text() == "seed: 1\n"
 
 

@@ -106,7 +106,7 @@ def test_an_option_without_its_value_is_refused(refused: Refused) -> None:
     ("arguments", "message"),
     [
         (["--seed", "-1"], "--seed must not be negative, got -1"),
-        (["--workers=-1"], "--workers, --gpus-per-worker and --cpus-per-worker must not be negative"),
+        (["--workers=-1"], "--workers, --gpus-per-worker, --cpus-per-worker and --retries must not be neg"),
         (["--documents.num-search", "0"], "documents.num_search must be at least 1, got 0"),
         (["--evolution.population-size", "0"], "evolution.population_size must be at least 1, got 0"),
         (["--formulas.methods", "[ntk2]"], "formulas.methods must name at least one of none, linear, "),

@@ -13,9 +13,9 @@ from rope.factors import RescaleFactors
 from rope.methods import METHODS
 from search.monotone_space import TEMPERATURE, MonotoneSpace
 from search.samplers.cma import CmaConfig, CmaSampler, from_point, to_point
-from search.samplers.generational import ORIGIN
+from search.samplers.joint import GENERATION, Schedule
 from search.space import lambda_name
-from search.study import ask_candidate, ask_formula
+from search.study import Asked, ask_candidate, ask_formula
 
 CONFIG = CmaConfig(population_size=6, num_generations=8)
 
@@ -24,8 +24,9 @@ def formula(name: str) -> RescaleFactors:
     return METHODS[name](32, 500.0, original_length=256, target_length=1024).with_temperature(1.1)
 
 
-def make_sampler(seed: int = 0, config: CmaConfig = CONFIG) -> CmaSampler:
-    return CmaSampler(MonotoneSpace(template=formula("yarn"), high=16.0), config, start=formula("yarn"), seed=seed)
+def make_sampler(seed: int = 0, schedule: Schedule = "generational") -> CmaSampler:
+    space = MonotoneSpace(template=formula("yarn"), high=16.0)
+    return CmaSampler(space, CONFIG, start=formula("yarn"), seed=seed, schedule=schedule)
 
 
 def loss(factors: RescaleFactors) -> float:
@@ -36,13 +37,12 @@ def loss(factors: RescaleFactors) -> float:
 
 def run(study: optuna.Study, sampler: CmaSampler, num: int, *, reverse: bool = False) -> list[RescaleFactors]:
     """Ask and tell whole generations, told in either order; return all candidates in the order asked."""
-    study.sampler = sampler
     found = []
     for _ in range(num // CONFIG.population_size):
-        asked = [ask_candidate(study, sampler.space, method=sampler.method) for _ in range(CONFIG.population_size)]
-        for trial, factors in reversed(asked) if reverse else asked:
+        asked = [ask_candidate(study, sampler) for _ in range(CONFIG.population_size)]
+        for trial, factors, _ in reversed(asked) if reverse else asked:
             study.tell(trial, loss(factors))
-        found += [factors for _, factors in asked]
+        found += [factors for _, factors, _ in asked]
     return found
 
 
@@ -101,12 +101,12 @@ def test_formulas_are_left_alone_and_failures_count_as_the_worst() -> None:
     study = optuna.create_study()
     ask_formula(study, formula("yarn"))
     sampler = make_sampler()
-    study.sampler = sampler
-    asked = [ask_candidate(study, sampler.space, method=sampler.method)[0] for _ in range(6)]
+    asked = [ask_candidate(study, sampler).trial for _ in range(6)]
     for place, trial in enumerate(asked):
         study.tell(trial, None if place == 0 else float(place), state=TrialState.FAIL if place == 0 else None)
-    _, factors = ask_candidate(study, sampler.space, method=sampler.method)
-    assert study.trials[-1].user_attrs[ORIGIN] == {"generation": 1, "operator": "cma"}
+    factors = ask_candidate(study, sampler).factors
+    assert study.trials[-1].user_attrs[GENERATION] == 1
+    assert study.trials[-1].user_attrs["operator"] == "cma"
     assert np.isfinite(factors.values).all()
 
 
@@ -140,3 +140,44 @@ def test_factors_at_a_bound_that_is_no_round_number_stay_inside_their_distributi
     for name, distribution in space.distributions().items():
         assert distribution._contains(distribution.to_internal_repr(params[name]))
     assert space.candidate(params, method="cma-search").values == (32 / 3,) * 16
+
+
+def steady(study: optuna.Study, sampler: CmaSampler, num: int, *, workers: int, seed: int) -> list[RescaleFactors]:
+    """Ask whenever a worker is free; who finishes first is drawn. Return all candidates in the order asked."""
+    rng = np.random.default_rng(seed)
+    running: list[Asked] = []
+    found = []
+    for _ in range(num):
+        if len(running) == workers:
+            asked = running.pop(int(rng.integers(workers)))
+            study.tell(asked.trial, loss(asked.factors))
+        running.append(ask_candidate(study, sampler))
+        found.append(running[-1].factors)
+    for asked in running:
+        study.tell(asked.trial, loss(asked.factors))
+    return found
+
+
+def test_with_one_worker_the_steady_schedule_is_the_generational_one() -> None:
+    one_by_one = steady(optuna.create_study(), make_sampler(schedule="steady"), 24, workers=1, seed=0)
+    assert one_by_one == run(optuna.create_study(), make_sampler(), 24)
+
+
+def test_the_steady_schedule_learns_from_whoever_finishes_first() -> None:
+    study = optuna.create_study()
+    found = steady(study, make_sampler(schedule="steady"), 300, workers=10, seed=0)
+    assert min(map(loss, found)) < loss(formula("yarn")) / 5
+    generations = [trial.user_attrs[GENERATION] for trial in study.trials]
+    assert generations == sorted(generations)
+    # By hand: before the n-th is asked for, n - 10 are finished, and every 6 make an update
+    assert generations == [max(0, number - 9 if number >= 10 else 0) // 6 for number in range(300)]
+
+
+@pytest.mark.parametrize("num_before", [5, 17, 40])
+def test_a_new_sampler_takes_up_a_steady_search_where_it_was(tmp_path: Path, num_before: int) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    study = optuna.create_study(study_name="s", storage=storage)
+    old = make_sampler(schedule="steady")
+    steady(study, old, num_before, workers=4, seed=1)
+    fresh = make_sampler(schedule="steady")
+    assert fresh.propose(fresh.searched_trials(study)) == old.propose(old.searched_trials(study))

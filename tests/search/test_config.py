@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from results.urls import without_password
 from rope.methods import METHODS
-from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig, resolved_config, without_password
+from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig, resolved_config
 from search.samplers.cma import CmaConfig
 from search.samplers.longrope2 import EvolutionConfig
 
@@ -48,9 +49,9 @@ def test_a_target_below_zero_counts_as_missing() -> None:
         SearchConfig(**REQUIRED | {"target_length": -5})
 
 
-@pytest.mark.parametrize("name", ["workers", "gpus_per_worker", "cpus_per_worker"])
+@pytest.mark.parametrize("name", ["workers", "gpus_per_worker", "cpus_per_worker", "retries"])
 def test_negative_resources_are_refused(name: str) -> None:
-    message = r"^--workers, --gpus-per-worker and --cpus-per-worker must not be negative$"
+    message = r"^--workers, --gpus-per-worker, --cpus-per-worker and --retries must not be negative$"
     with pytest.raises(ValueError, match=message):
         SearchConfig(**REQUIRED | {name: -1})
 
@@ -147,6 +148,28 @@ def test_what_the_user_left_open_is_in_the_resolved_configuration() -> None:
     assert (settings["original_length"], settings["run_dir"]) == (256, "runs/one")
 
 
-def test_resources_of_workers_without_workers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^--gpus-per-worker and --cpus-per-worker must go with --workers, got them"):
-        SearchConfig(model="m", corpus="noise", target_length=1024, gpus_per_worker=1)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"gpus_per_worker": 1}, r"^--gpus-per-worker must go with --workers, got none, where it has no effect"),
+        ({"min_workers": 1}, r"^--min-workers must go with --workers, got none"),
+        ({"document_timeout": 3.0}, r"^--document-timeout must go with --workers, got none"),
+        ({"workers": 2, "gpus_per_worker": 1.5}, r"^--gpus-per-worker must be a whole number above 1, got 1\.5\."),
+        ({"workers": 2, "min_workers": 3}, r"^--min-workers must lie between 1 and --workers, got 3 of 2"),
+        ({"workers": 2, "min_workers": 0}, r"^--min-workers must lie between 1 and --workers, got 0 of 2"),
+        ({"workers": 2, "document_timeout": 0.0}, r"^--document-timeout must be above 0 seconds, got 0"),
+        ({"resume": True}, r"^--resume must go with --run-dir, got it without"),
+        ({"storage": "postgresql://me:***@host/db"}, r"^--storage must hold its password, got postgresql://me:\*\*\*@"),
+        ({"mirror": "s3://key:***@bucket"}, r"^--mirror must hold its password, got s3://key:\*\*\*@bucket"),
+    ],
+)
+def test_settings_that_cannot_take_effect_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(model="m", corpus="noise", target_length=1024, **setting)
+
+
+def test_no_password_is_in_the_resolved_configuration() -> None:
+    config = SearchConfig(**REQUIRED, storage="postgresql://me:se@cret@host/db", mirror="s3://key:secret@bucket/run")
+    shown = str(resolved_config(config, 256, Path("run")))
+    assert "cret" not in shown
+    assert "postgresql://me:***@host/db" in shown

@@ -1,7 +1,7 @@
 """The loop between candidates and scorer: bounded, complete, and unharmed by failures."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from math import inf, isnan
 
 import numpy as np
@@ -41,8 +41,27 @@ class Watched:
         self._num_in_flight -= 1
         return measurements
 
+    @property
+    def num_workers(self) -> int:
+        return self._scorer.num_workers
+
+    @property
+    def num_retries(self) -> int:
+        return self._scorer.num_retries
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        return self._scorer.accelerators
+
     def close(self) -> None:
         self._scorer.close()
+
+
+Found = dict[RescaleFactors, list[Measurement]]
+
+
+def measure_all(scorer: Scorer, candidates: Iterable[RescaleFactors]) -> Found:
+    return dict(measure(scorer, candidates, BATCHES, known={}, record=lambda measurements: None))
 
 
 @pytest.fixture
@@ -60,7 +79,7 @@ def test_tasks_in_flight_reach_the_capacity_and_never_exceed_it(
     make_scorer: MakeScorer, some: list[RescaleFactors], capacity: int
 ) -> None:
     scorer = Watched(make_scorer(loss, capacity=capacity, rng=np.random.default_rng(0)))
-    assert len(list(measure(scorer, some, BATCHES))) == 6
+    assert len(measure_all(scorer, some)) == 6
     assert scorer.most_in_flight == min(capacity, 18)
 
 
@@ -75,7 +94,7 @@ def test_every_candidate_is_measured_on_every_document_exactly_once(
         return loss(factors, document)
 
     scorer = Watched(make_scorer(counted, capacity=capacity, rng=np.random.default_rng(0)))
-    found = dict(measure(scorer, some, BATCHES))
+    found = measure_all(scorer, some)
     assert calls == Counter((candidate_key(factors), document) for factors in some for document in "abcde")
     assert Counter(task.documents for task in scorer.tasks) == Counter(dict.fromkeys(BATCHES, 6))
     assert set(found) == set(some)
@@ -90,14 +109,16 @@ def test_a_candidate_is_given_back_as_soon_as_its_last_document_is_in(
     make_scorer: MakeScorer, some: list[RescaleFactors]
 ) -> None:
     scorer = Watched(make_scorer(loss))
-    for number, (factors, _) in enumerate(measure(scorer, some, BATCHES), start=1):
+    for number, (factors, _) in enumerate(
+        measure(scorer, some, BATCHES, known={}, record=lambda measurements: None), start=1
+    ):
         assert factors == some[number - 1]
         assert len(scorer.tasks) == 3 * number
 
 
 def test_the_completion_order_changes_no_measurement(make_scorer: MakeScorer, some: list[RescaleFactors]) -> None:
-    in_order = dict(measure(make_scorer(loss), some, BATCHES))
-    shuffled = dict(measure(make_scorer(loss, capacity=8, rng=np.random.default_rng(3)), some, BATCHES))
+    in_order = measure_all(make_scorer(loss), some)
+    shuffled = measure_all(make_scorer(loss, capacity=8, rng=np.random.default_rng(3)), some)
     assert list(in_order) != list(shuffled)
     assert in_order == shuffled
 
@@ -107,7 +128,7 @@ def test_a_failed_document_fails_its_candidate_only(make_scorer: MakeScorer, som
         return inf if (factors, document) == (some[2], "d") else loss(factors, document)
 
     scorer = make_scorer(failing, capacity=8, rng=np.random.default_rng(0))
-    found = dict(measure(scorer, some, BATCHES))
+    found = measure_all(scorer, some)
     assert [isnan(perplexity(found[factors])) for factors in some] == [False, False, True, False, False, False]
     reasons = [measurement.failure for measurement in found[some[2]]]
     assert reasons == [None, None, None, "cannot read d", None]
@@ -115,5 +136,50 @@ def test_a_failed_document_fails_its_candidate_only(make_scorer: MakeScorer, som
 
 def test_no_candidates_need_no_scorer(make_scorer: MakeScorer) -> None:
     scorer = Watched(make_scorer(loss))
-    assert list(measure(scorer, [], BATCHES)) == []
+    assert measure_all(scorer, []) == {}
     assert scorer.tasks == []
+
+
+def test_what_is_known_is_not_measured_again_and_the_rest_of_a_batch_is(
+    make_scorer: MakeScorer, some: list[RescaleFactors]
+) -> None:
+    whole = measure_all(make_scorer(loss), some)
+    known = {
+        (entry.candidate, entry.document): entry
+        for number, found in enumerate(whole.values())
+        for entry in found
+        if number < 2 or (number == 2 and entry.document in "abd")
+    }
+    scorer = Watched(make_scorer(loss, capacity=3))
+    recorded: list[Measurement] = []
+    found = dict(measure(scorer, some, BATCHES, known=known, record=recorded.extend))
+    assert found == whole
+    assert list(found)[:2] == some[:2]  # nothing had to be waited for
+    assert {(entry.candidate, entry.document) for entry in recorded}.isdisjoint(known)
+    assert [task.documents for task in scorer.tasks if task.candidate == some[2]] == [("c",), ("e",)]
+
+
+def test_a_candidate_is_asked_for_when_a_worker_is_free_for_it_and_knows_all_that_is_finished(
+    make_scorer: MakeScorer, some: list[RescaleFactors]
+) -> None:
+    finished: list[RescaleFactors] = []
+    finished_when_asked = []
+
+    def ask() -> Iterator[RescaleFactors]:
+        for factors in some:
+            finished_when_asked.append(len(finished))
+            yield factors
+
+    for factors, _ in measure(make_scorer(loss, capacity=4), ask(), BATCHES, known={}, record=lambda found: None):
+        finished.append(factors)
+    # By hand: three tasks a candidate and four in flight, so the second is asked for at once, and then the n-th when
+    # the (n - 2)-th is complete
+    assert finished_when_asked == [0, 0, 1, 2, 3, 4]
+
+
+def test_measurements_are_recorded_before_the_candidate_is_given_back(
+    make_scorer: MakeScorer, some: list[RescaleFactors]
+) -> None:
+    recorded: list[Measurement] = []
+    for factors, found in measure(make_scorer(loss), some, BATCHES, known={}, record=recorded.extend):
+        assert [entry for entry in recorded if entry.candidate == candidate_key(factors)] == found

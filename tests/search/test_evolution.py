@@ -1,7 +1,9 @@
 """The generational loop on losses that are plain functions of the factors."""
 
+import io
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -9,17 +11,20 @@ from statistics import median
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from results.measurement import candidate_key
-from results.store import read_measurements
+from results.store import MeasurementStore, read_measurements
 from rope.factors import RescaleFactors
 from rope.longrope2 import longrope2_factors
 from rope.methods import METHODS
-from search.evolution import Ledger, Scored, best_of, evolve, measure_formulas
-from search.samplers.generational import METHOD, ORIGIN
+from search.evolution import Ledger, Scored, best_of, evolve, measure_formulas, pairs
+from search.journal import mend_journal
+from search.progress import Plan, SearchProgress
+from search.samplers.joint import GENERATION, METHOD, Schedule
 from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import Genome, SearchSpace
-from search.study import ask_formula
+from search.study import ask_candidate, ask_formula, open_storage, open_study
 from workers.scorer import Scorer
 
 MakeScorer = Callable[..., Scorer]
@@ -28,6 +33,7 @@ Loss = Callable[[RescaleFactors, str], float]
 
 SMALL = EvolutionConfig(population_size=16, num_parents=8, num_mutations=4, num_crossovers=4, num_generations=4)
 BATCHES = [("a", "b"), ("c",)]
+PLAN = Plan(model="a model", original_length=256, target_length=2048, num_candidates=10, num_documents=100)
 HIDDEN = Genome(5, (900, 960, 1020, 1080, 1140, 1200, 1260, 1320, 1380, 1440, 1500))
 
 
@@ -51,7 +57,7 @@ def test_the_papers_budget_comes_close_to_a_hidden_optimum(
         ledger = make_ledger(make_scorer(loss))
         found = evolve(ledger, LongRoPE2Sampler(space, EvolutionConfig(), seed=seed), [("a",)])
         trials = ledger.study.get_trials(deepcopy=False)
-        initial = [math.log(trial.values[0]) for trial in trials if trial.user_attrs[ORIGIN]["generation"] == 0]
+        initial = [math.log(trial.values[0]) for trial in trials if trial.user_attrs[GENERATION] == 0]
         best = loss(found[0].factors, "a")
         assert len(trials) == 1344
         assert len(initial) == 64
@@ -101,7 +107,7 @@ def test_every_measurement_is_stored_and_counted(
     ledger = make_ledger(make_scorer(distance_to(space.factors(HIDDEN, method="hidden")), capacity=3))
     found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
     rows = read_measurements(tmp_path)
-    assert len(rows) == ledger.progress.num_document_forwards == 48 * 3
+    assert len(rows) == ledger.progress.num_documents == 48 * 3
     assert set(rows["candidate"]) == {candidate_key(entry.factors) for entry in found}
     assert not rows.duplicated(["candidate", "document"]).any()
     assert ledger.progress.num_candidates == 48
@@ -134,7 +140,7 @@ def test_failed_candidates_are_left_out_and_their_reasons_kept(
     assert failed
     assert {trial.params["critical_dim"] for trial in failed} == {4}
     assert {trial.user_attrs["failure"] for trial in failed} == {"cannot read b"}
-    assert ledger.failures == ["cannot read b"] * len(failed)
+    assert ledger.first_failure([entry.factors for entry in found]) is None
     assert len(found) == 48 - len(failed)
     assert 4 not in {entry.factors.critical_dim for entry in found}
 
@@ -187,7 +193,7 @@ def test_a_space_without_anything_new_ends_the_search_with_a_warning_and_no_tria
     assert len(found) == 10
     assert len(caplog.messages) == 1
     assert caplog.messages[0] == "the search ends early: the space holds no more than 10 candidates to begin with"
-    assert {trial.state for trial in ledger.study.get_trials()} == {TrialState.COMPLETE, TrialState.FAIL}
+    assert {trial.state for trial in ledger.study.get_trials()} == {TrialState.COMPLETE}
 
 
 def test_an_exhausted_space_has_been_measured_to_its_last_candidate(
@@ -216,10 +222,11 @@ def test_equal_candidates_are_measured_once_and_both_trials_are_told(
 ) -> None:
     ledger = make_ledger(make_scorer(lambda factors, document: 1.0))
     formula = formulas(space)[0]
-    scored = ledger.score([(ask_formula(ledger.study, formula), formula) for _ in range(2)], BATCHES)
+    asked = [ask_formula(ledger.study, formula), ask_candidate(ledger.study, LongRoPE2Sampler(space, SMALL, seed=0))]
+    scored = ledger.score([entry._replace(factors=formula) for entry in asked], BATCHES)
     assert [entry.perplexity for entry in scored] == [math.e, math.e]
     assert [trial.value for trial in ledger.study.trials] == [math.e, math.e]
-    assert ledger.progress.num_document_forwards == sum(map(len, BATCHES))
+    assert ledger.progress.num_documents == sum(map(len, BATCHES))
 
 
 def test_the_best_of_several_is_the_lowest_and_a_failure_never_is(space: SearchSpace) -> None:
@@ -228,3 +235,102 @@ def test_the_best_of_several_is_the_lowest_and_a_failure_never_is(space: SearchS
         for factors, perplexity in zip(formulas(space), (math.nan, 3.0, 2.0), strict=True)
     ]
     assert best_of(entries) == entries[2]
+
+
+@pytest.mark.parametrize("capacity", [1, 5, 40])
+def test_the_steady_schedule_has_the_same_budget_and_no_barrier(
+    space: SearchSpace, make_scorer: MakeScorer, make_ledger: MakeLedger, capacity: int
+) -> None:
+    scorer = make_scorer(
+        distance_to(space.factors(HIDDEN, method="hidden")), capacity=capacity, rng=np.random.default_rng(2)
+    )
+    ledger = make_ledger(scorer)
+    sampler = LongRoPE2Sampler(space, SMALL, seed=0, schedule="steady")
+    found = evolve(ledger, sampler, BATCHES, schedule="steady")
+    trials = ledger.study.get_trials()
+    assert len(found) == len(trials) == 48
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    starts = [trial.datetime_start for trial in trials]
+    assert starts == sorted(starts)  # type: ignore[type-var]
+    first = [trial.datetime_complete for trial in trials if trial.user_attrs[GENERATION] == 0]
+    bred_early = [trial for trial in trials if trial.user_attrs[GENERATION] == 1 and trial.datetime_start < max(first)]  # type: ignore[operator, type-var]
+    assert bool(bred_early) == (capacity > 1)
+
+
+class KilledError(Exception):
+    """Stands for a driver that dies between two documents."""
+
+
+class Resumable:
+    """A search in one folder that can be taken up again and again, as a killed driver's is."""
+
+    def __init__(self, folder: Path, space: SearchSpace, loss: Loss, schedule: Schedule) -> None:
+        self._folder = folder
+        self._space = space
+        self._loss = loss
+        self._schedule: Schedule = schedule
+        self.calls: Counter[tuple[str, str]] = Counter()
+
+    def run(self, make_scorer: MakeScorer, *, documents: int | None, capacity: int = 1, seed: int = 0) -> list[Scored]:
+        """Search until so many documents more are measured, then die without a word; return what was found."""
+        left = math.inf if documents is None else documents
+
+        def mortal(factors: RescaleFactors, document: str) -> float:
+            nonlocal left
+            if left <= 0 and document != "b":  # never in the middle of a batch: its first half was measured for nothing
+                raise KilledError
+            left -= 1
+            self.calls[candidate_key(factors), document] += 1
+            return self._loss(factors, document)
+
+        mend_journal(self._folder)
+        storage = open_storage(None, run_dir=self._folder)
+        study = open_study("s", storage=storage, identity={}, note="")
+        store = MeasurementStore(self._folder)
+        progress = SearchProgress(PLAN, console=Console(file=io.StringIO()))
+        ledger = Ledger(
+            study=study,
+            scorer=make_scorer(mortal, capacity=capacity, rng=np.random.default_rng(seed)),
+            store=store,
+            progress=progress,
+            measurements=dict(pairs(store.recover())),
+        )
+        scored = measure_formulas(ledger, formulas(self._space), BATCHES)
+        sampler = LongRoPE2Sampler(self._space, SMALL, seed=0, schedule=self._schedule)
+        return [*scored, *evolve(ledger, sampler, BATCHES, schedule=self._schedule)]
+
+
+@pytest.mark.parametrize(("schedule", "capacity"), [("generational", 1), ("generational", 7), ("steady", 1)])
+def test_a_search_that_was_killed_again_and_again_ends_as_an_undisturbed_one(
+    space: SearchSpace, make_scorer: MakeScorer, tmp_path: Path, schedule: Schedule, capacity: int
+) -> None:
+    loss = distance_to(space.factors(HIDDEN, method="hidden"))
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    whole.mkdir()
+    broken.mkdir()
+    expected = Resumable(whole, space, loss, schedule).run(make_scorer, documents=None, capacity=capacity)
+    search = Resumable(broken, space, loss, schedule)
+    rng = np.random.default_rng(5)
+    for seed in range(6):
+        with pytest.raises(KilledError):
+            search.run(make_scorer, documents=int(rng.integers(1, 40)), capacity=capacity, seed=seed)
+    assert search.run(make_scorer, documents=None, capacity=capacity) == expected
+    assert set(search.calls.values()) == {1}
+    rows = read_measurements(broken)
+    assert not rows.duplicated(["candidate", "document"]).any()
+
+
+def test_a_steady_search_on_many_workers_goes_on_without_measuring_anything_twice(
+    space: SearchSpace, make_scorer: MakeScorer, tmp_path: Path
+) -> None:
+    loss = distance_to(space.factors(HIDDEN, method="hidden"))
+    search = Resumable(tmp_path, space, loss, "steady")
+    for documents in (10, 30, 50):
+        with pytest.raises(KilledError):
+            search.run(make_scorer, documents=documents, capacity=9, seed=documents)
+    found = search.run(make_scorer, documents=None, capacity=9)
+    assert len(found) == 3 + 48
+    assert max(search.calls.values()) == 1
+    study = open_study("s", storage=open_storage(None, run_dir=tmp_path), identity={}, note="")
+    assert {trial.state for trial in study.trials} == {TrialState.COMPLETE}
+    assert len(study.trials) == 3 + 48

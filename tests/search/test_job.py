@@ -1,6 +1,8 @@
 """The real command on the reference model, end to end: what it leaves, what it prints, and what it refuses."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,12 +15,14 @@ import ray
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from results.run_lock import RunLock
+from results.status import read_status
 from results.store import read_measurements
 from results.summary import Summary
 from rope.factors import load_factors
 from rope.frequencies import rescaled_inverse_frequencies
 from search.cli import main
-from search.study import JOURNAL
+from search.journal import JOURNAL
 
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "workers/reference/model")
@@ -34,6 +38,7 @@ SMALL = [
     "--evolution.num-crossovers=3",
     "--formulas.methods=[none, yarn, longrope2]",
     "--formulas.temperatures=[paper]",
+    "--schedule=generational",
 ]
 
 
@@ -58,8 +63,10 @@ def test_a_run_leaves_everything_that_its_user_needs(finished: Path) -> None:
         "summary.json",
         "provenance.json",
         "measurements",
+        "status.json",
         JOURNAL,
     }
+    assert [path.suffix for path in (finished / "measurements").iterdir()].count(".jsonl") == 0
 
 
 def test_the_summary_has_every_method_and_the_winner_is_the_best_on_heldout_documents(finished: Path) -> None:
@@ -89,7 +96,7 @@ def test_the_study_names_formulas_and_origins(finished: Path) -> None:
     assert [trial.user_attrs["method"] for trial in trials[:2]] == ["none", "none"]
     searched = [trial for trial in trials if trial.user_attrs["method"] == "longrope2-search"]
     assert len(searched) == 10 + 2 * 6
-    assert {"initial", "mutation"} <= {trial.user_attrs["origin"]["operator"] for trial in searched}
+    assert {"initial", "mutation"} <= {trial.user_attrs["operator"] for trial in searched}
 
 
 def test_plain_transformers_loads_the_fragment_and_rotates_as_the_factors_say(finished: Path, tmp_path: Path) -> None:
@@ -120,19 +127,136 @@ def test_formulas_are_measured_at_the_temperature_that_the_search_found_too(tmp_
     assert {method.name for method in formulas if method.attention_temperature == 1.3} == {"none", "yarn", "longrope2"}
 
 
-def test_a_run_that_is_interrupted_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # as Ctrl-C in the twentieth forward beyond the window
-    forward, calls = LlamaForCausalLM.forward, iter(range(1000))
+def interrupt_after(num_forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt, as Ctrl-C does, the forward beyond the window that comes after so many."""
+    forward, calls = LlamaForCausalLM.forward, iter(range(100_000))
 
     def interrupted(model: LlamaForCausalLM, input_ids: torch.Tensor, **options: Any) -> object:
-        if input_ids.shape[1] >= 512 and next(calls) == 20:
+        if input_ids.shape[1] >= 512 and next(calls) == num_forwards:
             raise KeyboardInterrupt
         return forward(model, input_ids=input_ids, **options)
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", interrupted)
-    assert search(tmp_path / "run") == 2
-    assert len(read_measurements(tmp_path / "run")) == 18  # three whole candidates of six documents
-    assert not (tmp_path / "run" / "factors.json").exists()
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A run that was interrupted after twenty documents."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_after(20, monkeypatch)
+        assert search(tmp_path / "run") == 2
+    assert f"resume with: ropewalk search --resume --run-dir {tmp_path / 'run'}" in capsys.readouterr().out
+    return tmp_path / "run"
+
+
+def test_a_run_that_is_interrupted_keeps_every_document_that_was_measured(interrupted: Path) -> None:
+    assert len(read_measurements(interrupted)) == 20
+    assert read_status(interrupted).state == "stopped"
+    assert not (interrupted / "factors.json").exists()
+
+
+@pytest.mark.parametrize("how", ["the same command", "--resume", "--resume and the run directory alone"])
+def test_an_interrupted_run_is_taken_up_and_ends_as_an_undisturbed_one(
+    finished: Path, interrupted: Path, how: str
+) -> None:
+    before = read_measurements(interrupted)
+    if how == "--resume and the run directory alone":
+        assert main(["search", "--resume", f"--run-dir={interrupted}"]) == 0
+    else:
+        assert search(interrupted, *(["--resume"] if how == "--resume" else [])) == 0
+    one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, interrupted))
+    assert two.methods == one.methods
+    assert two.num_document_forwards == one.num_document_forwards
+    after = read_measurements(interrupted)
+    assert not after.duplicated(["candidate", "document"]).any()
+    assert after.head(len(before)).equals(before)
+    mine, theirs = (load_factors(path / "factors.json") for path in (interrupted, finished))
+    assert mine.values == theirs.values
+    assert read_status(interrupted).state == "finished"
+
+
+def test_a_run_is_not_taken_up_with_another_configuration_or_corpus(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search(interrupted, "--seed=3") == 2
+    assert "a resumed run must keep its configuration, got another value of seed than" in capsys.readouterr().err
+    copy = tmp_path / "book.txt"
+    copy.write_text(Path(HAYSTACK).read_text())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_after(3, monkeypatch)
+        assert search(tmp_path / "second", corpus=str(copy)) == 2
+    copy.write_text(Path(HAYSTACK).read_text().replace("whitewash", "limewash"))
+    capsys.readouterr()
+    assert search(tmp_path / "second", corpus=str(copy)) == 2
+    assert "a resumed run must have the documents that it began with, got others for" in capsys.readouterr().err
+
+
+def test_a_run_that_another_driver_works_on_is_refused(interrupted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLock(interrupted):
+        assert search(interrupted) == 2
+        assert main(["status", str(interrupted)]) == 0
+    _, errors = capsys.readouterr()
+    assert f"run directory {interrupted} must have one driver, got a second while pid {os.getpid()}" in errors
+    assert len(read_measurements(interrupted)) == 20
+
+
+def test_where_there_is_nothing_to_resume_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(tmp_path / "none", "--resume") == 2
+    assert "none must hold a run to resume, got none" in capsys.readouterr().err
+    assert main(["search", "--resume"]) == 2
+    assert "--resume must go with --run-dir" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_shown_when_it_is_resumed_and_refused_when_it_is_started_again(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert main(["search", "--resume", f"--run-dir={finished}"]) == 0
+    assert str(finished) in capsys.readouterr().out
+    assert search(finished) == 2
+    assert "got one that already holds a finished run" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_the_status_of_a_run_is_told(
+    finished: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(finished)]) == 0
+    assert "finished" in capsys.readouterr().out
+    assert main(["status", str(interrupted)]) == 0
+    told = capsys.readouterr().out
+    assert "stopped: stopped by its user" in told
+    assert f"resume with: ropewalk search --resume --run-dir {interrupted}" in told
+    assert main(["status", str(tmp_path)]) == 2
+    assert "must have a status.json" in capsys.readouterr().err
+
+
+def test_the_steady_schedule_finds_factors_too_and_repeats_itself_in_one_process(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert search(tmp_path / name, "--schedule=steady") == 0
+    one, two = (Summary.from_json((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert one.methods == two.methods
+
+
+def test_all_files_of_a_run_are_copied_where_its_user_wants_them(tmp_path: Path) -> None:
+    assert search(tmp_path / "run", f"--mirror=file://{tmp_path / 'copy'}") == 0
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and path.name != "driver.lock":
+            assert (tmp_path / "copy" / path.relative_to(tmp_path / "run")).read_bytes() == path.read_bytes()
+    assert Summary.from_json((tmp_path / "copy" / "summary.json").read_text()).methods
+
+
+def test_a_run_goes_on_from_its_copy_on_another_machine(finished: Path, interrupted: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'copy'}"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_after(9, monkeypatch)
+        assert search(interrupted, f"--mirror={url}") == 2
+    shutil.rmtree(interrupted)  # the machine is gone
+    assert main(["search", "--resume", f"--run-dir={interrupted}", f"--mirror={url}"]) == 0
+    one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, interrupted))
+    assert two.methods == one.methods
+    assert not read_measurements(interrupted).duplicated(["candidate", "document"]).any()
 
 
 def test_the_script_for_ray_jobs_is_the_same_program_from_any_folder(tmp_path: Path) -> None:

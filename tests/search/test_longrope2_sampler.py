@@ -9,13 +9,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from rope.linear import linear_factors
-from search.samplers.generational import ORIGIN, SpaceExhaustedError
+from search.samplers.joint import GENERATION, SpaceExhaustedError
 from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
-from search.study import ask_candidate, ask_formula
+from search.study import Asked, ask_candidate, ask_formula
 
 SMALL = EvolutionConfig(population_size=12, num_parents=6, num_mutations=3, num_crossovers=3, num_generations=4)
 NUM_TRIALS = 12 + 4 * 6
@@ -27,9 +27,9 @@ def _quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def value_of(trial: Trial) -> float:
+def value_of(asked: Asked) -> float:
     """A loss that depends on the factors alone and that most candidates do not share."""
-    return sum(abs(math.log(value) - 0.17 * pair) for pair, value in enumerate(list(trial.params.values())[1:]))
+    return sum(abs(math.log(value) - 0.17 * pair) for pair, value in enumerate(asked.factors.values))
 
 
 def run(
@@ -42,19 +42,20 @@ def run(
     fails: Callable[[int], bool] = lambda number: False,
 ) -> list[FrozenTrial]:
     """Ask and tell every generation; the trials of one are told in the given order."""
-    study.sampler = sampler = LongRoPE2Sampler(space, config, seed=seed)
+    sampler = LongRoPE2Sampler(space, config, seed=seed)
     for size in sampler.generation_sizes:
-        trials = [ask_candidate(study, space, method="search")[0] for _ in range(size)]
+        asked = [ask_candidate(study, sampler) for _ in range(size)]
         for place in order(size):
-            if fails(trials[place].number):
-                study.tell(trials[place], state=TrialState.FAIL)
+            trial = asked[place].trial
+            if fails(trial):
+                study.tell(trial, state=TrialState.FAIL)
             else:
-                study.tell(trials[place], value_of(trials[place]))
+                study.tell(trial, value_of(asked[place]))
     return study.get_trials()
 
 
 def candidates(trials: Sequence[FrozenTrial]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(trial.params, trial.user_attrs[ORIGIN]) for trial in trials if ORIGIN in trial.user_attrs]
+    return [(trial.params, trial.user_attrs) for trial in trials if GENERATION in trial.user_attrs]
 
 
 def test_the_defaults_measure_as_many_candidates_as_the_paper(space: SearchSpace) -> None:
@@ -100,7 +101,6 @@ def test_another_seed_tries_other_candidates(space: SearchSpace) -> None:
 def test_a_new_sampler_over_the_same_storage_continues_identically(
     make_space: Callable[..., SearchSpace], tmp_path: Path, num_before: int
 ) -> None:
-    # Few pairs and trials, since a journal syncs the disk at every parameter
     space = make_space(rotary_dim=16, critical_dims=(3, 4))
     config = EvolutionConfig(population_size=8, num_parents=4, num_mutations=2, num_crossovers=2, num_generations=3)
     expected = candidates(run(space, study=optuna.create_study(), config=config))
@@ -111,20 +111,20 @@ def test_a_new_sampler_over_the_same_storage_continues_identically(
     optuna.create_study(study_name="interrupted", storage=open_storage())
     for num in (num_before, 20 - num_before):
         study = optuna.load_study(study_name="interrupted", storage=open_storage())
-        study.sampler = LongRoPE2Sampler(space, config, seed=0)
+        sampler = LongRoPE2Sampler(space, config, seed=0)
         for _ in range(num):
-            trial, _ = ask_candidate(study, space, method="search")
-            study.tell(trial, value_of(trial))
+            asked = ask_candidate(study, sampler)
+            study.tell(asked.trial, value_of(asked))
     assert candidates(study.get_trials()) == expected
 
 
 def test_parents_are_the_best_of_earlier_generations(space: SearchSpace) -> None:
     trials = run(space, study=optuna.create_study())
     for trial in trials:
-        generation = trial.user_attrs[ORIGIN]["generation"]
-        earlier = [other for other in trials if other.user_attrs[ORIGIN]["generation"] < generation]
+        generation = trial.user_attrs[GENERATION]
+        earlier = [other for other in trials if other.user_attrs[GENERATION] < generation]
         best = sorted(earlier, key=lambda other: other.values[0])[: SMALL.num_parents]
-        assert set(trial.user_attrs[ORIGIN]["parents"]) <= {other.number for other in best}
+        assert set(trial.user_attrs["parents"]) <= {other.number for other in best}
 
 
 def test_every_parent_allowed_breeds_sooner_or_later(space: SearchSpace) -> None:
@@ -132,14 +132,14 @@ def test_every_parent_allowed_breeds_sooner_or_later(space: SearchSpace) -> None
     trials = run(space, study=optuna.create_study(), config=config)
     best = sorted(trials[:12], key=lambda trial: trial.values[0])[:6]
     for operator in ("mutation", "crossover"):
-        origins = [trial.user_attrs[ORIGIN] for trial in trials if trial.user_attrs[ORIGIN]["operator"] == operator]
+        origins = [trial.user_attrs for trial in trials if trial.user_attrs["operator"] == operator]
         assert {parent for origin in origins for parent in origin["parents"]} == {trial.number for trial in best}
 
 
 def test_failed_trials_never_breed_and_keep_their_place(space: SearchSpace) -> None:
     trials = run(space, study=optuna.create_study(), fails=lambda number: number % 3 != 1)
     failed = {trial.number for trial in trials if trial.state == TrialState.FAIL}
-    parents = {parent for trial in trials for parent in trial.user_attrs[ORIGIN]["parents"]}
+    parents = {parent for trial in trials for parent in trial.user_attrs["parents"]}
     assert len(failed) == NUM_TRIALS * 2 / 3
     assert parents
     assert not parents & failed
@@ -148,7 +148,7 @@ def test_failed_trials_never_breed_and_keep_their_place(space: SearchSpace) -> N
 
 def test_one_survivor_breeds_mutants_in_the_place_of_crossovers(space: SearchSpace) -> None:
     trials = run(space, study=optuna.create_study(), fails=lambda number: number != 4)
-    bred = [trial.user_attrs[ORIGIN] for trial in trials[12:]]
+    bred = [trial.user_attrs for trial in trials[12:]]
     assert all((origin["operator"], origin["parents"]) == ("mutation", [4]) for origin in bred)
 
 
@@ -162,7 +162,7 @@ def test_an_exhausted_space_ends_the_search_with_its_reason(tiny_space: SearchSp
     config = EvolutionConfig(population_size=4, num_parents=4, num_mutations=3, num_crossovers=3, num_generations=4)
     with pytest.raises(SpaceExhaustedError, match=r"^no new candidate in 4 x 100 tries$"):
         run(tiny_space, study=study, config=config)
-    found = [trial for trial in study.get_trials() if ORIGIN in trial.user_attrs]
+    found = [trial for trial in study.get_trials() if GENERATION in trial.user_attrs]
     assert len({tiny_space.from_params(trial.params) for trial in found}) == len(found) == 10
 
 
@@ -173,14 +173,14 @@ def test_a_space_smaller_than_the_population_ends_the_search_with_its_reason(tin
 
 
 def test_formulas_in_the_same_study_change_no_candidate(space: SearchSpace) -> None:
-    expected = [params for params, _ in candidates(run(space, study=optuna.create_study()))]
+    expected = [trial.params for trial in run(space, study=optuna.create_study())]
     linear = linear_factors(32, 1e4, original_length=256, target_length=2048)
-    study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
+    study, sampler = optuna.create_study(), LongRoPE2Sampler(space, SMALL, seed=0)
     for number in range(NUM_TRIALS):
         if number % 7 == 0:
-            study.tell(ask_formula(study, linear), 0.0)
-        trial, _ = ask_candidate(study, space, method="search")
-        study.tell(trial, value_of(trial))
+            study.tell(ask_formula(study, linear.with_temperature(1 + number / 100)).trial, 0.0)
+        asked = ask_candidate(study, sampler)
+        study.tell(asked.trial, value_of(asked))
     assert [params for params, _ in candidates(study.get_trials())] == expected
 
 
@@ -192,12 +192,59 @@ def test_a_parameter_outside_the_space_is_refused(space: SearchSpace) -> None:
         trial.suggest_float("learning_rate", 0.0, 1.0)
 
 
-def test_a_trial_that_died_while_it_was_asked_for_does_not_stop_the_search(space: SearchSpace) -> None:
+def test_a_trial_that_died_while_optuna_asked_for_it_does_not_stop_the_search(space: SearchSpace) -> None:
     study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
     died = study.ask()
     died.suggest_int("critical_dim", 3, 7)  # the first parameter was written, the others never
     study.tell(died, state=TrialState.FAIL)
-    study.sampler = LongRoPE2Sampler(space, SMALL, seed=0)
-    for _ in range(NUM_TRIALS):
-        trial, _ = ask_candidate(study, space, method="search")
-        study.tell(trial, value_of(trial))
+    trials = run(space, study=study)
+    assert len(candidates(trials)) == 1 + NUM_TRIALS
+
+
+def test_optuna_s_own_ask_gives_the_same_candidates(space: SearchSpace) -> None:
+    expected = [trial.params for trial in run(space, study=optuna.create_study())]
+    study = optuna.create_study(sampler=LongRoPE2Sampler(space, SMALL, seed=0))
+    for size in LongRoPE2Sampler(space, SMALL, seed=0).generation_sizes:
+        trials = [study.ask(space.distributions()) for _ in range(size)]
+        for trial in trials:
+            factors = space.candidate(trial.params, method="search")
+            study.tell(trial, value_of(Asked(trial.number, factors, False)))
+    assert [trial.params for trial in study.trials] == expected
+
+
+def steady(space: SearchSpace, study: optuna.Study, *, workers: int, num: int = NUM_TRIALS) -> list[FrozenTrial]:
+    """Ask whenever a worker is free; who finishes first is drawn."""
+    sampler = LongRoPE2Sampler(space, SMALL, seed=0, schedule="steady")
+    rng = np.random.default_rng(0)
+    running: list[Asked] = []
+    for _ in range(num):
+        if len(running) == workers:
+            asked = running.pop(int(rng.integers(workers)))
+            study.tell(asked.trial, value_of(asked))
+        running.append(ask_candidate(study, sampler))
+    return study.get_trials()
+
+
+def test_the_steady_schedule_breeds_from_the_best_of_all_that_is_finished(space: SearchSpace) -> None:
+    trials = steady(space, optuna.create_study(), workers=5)
+    bred = [trial for trial in trials if trial.user_attrs["parents"]]
+    assert len(bred) == NUM_TRIALS - SMALL.population_size
+    for trial in bred:
+        started = trial.datetime_start
+        assert started is not None
+        finished = [other for other in trials if other.datetime_complete and other.datetime_complete <= started]
+        best = sorted(finished, key=lambda other: other.values[0])[: SMALL.num_parents]
+        assert set(trial.user_attrs["parents"]) <= {other.number for other in best}
+    same_generation = [
+        parent
+        for trial in bred
+        for parent in trial.user_attrs["parents"]
+        if trials[parent].user_attrs[GENERATION] == trial.user_attrs[GENERATION]
+    ]
+    assert same_generation  # no barrier: children breed beside their siblings
+
+
+def test_more_workers_than_the_first_population_breed_from_what_is_being_measured(space: SearchSpace) -> None:
+    trials = steady(space, optuna.create_study(), workers=100)
+    assert {trial.state for trial in trials} == {TrialState.RUNNING}
+    assert len({space.from_params(trial.params) for trial in trials}) == NUM_TRIALS

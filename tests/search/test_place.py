@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search.place import check_storage, run_directory_path
+from search.place import check_mirror, check_storage, run_directory_path
 
 NOW = datetime(2026, 3, 4, 15, 6, 7, tzinfo=UTC)
 HOME = Path("/home/ada")
@@ -62,3 +62,12 @@ def test_a_relative_sqlite_file_is_refused_in_ray_s_copy_and_accepted_elsewhere(
             "sqlite:///studies.db",
             working_dir=Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1"),
         )
+
+
+def test_a_mirror_inside_ray_s_copy_is_refused() -> None:
+    copy = Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_1")
+    with pytest.raises(ValueError, match=r"--mirror must not lie in Ray's temporary copy .* got copies/run"):
+        check_mirror("copies/run", working_dir=copy)
+    for url in ("s3://bucket/run", "/data/run", "~/run"):
+        check_mirror(url, working_dir=copy)
+    check_mirror("copies/run", working_dir=Path("/home/me"))

@@ -1,7 +1,8 @@
 """Tiny models of every architecture, saved with a tokenizer, and documents for them."""
 
 import copy
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from transformers import (
 
 from needles.document import NeedleDocument
 from needles.needle import Needle
+from results.measurement import Measurement, candidate_key
 from rope.factors import RescaleFactors
 from rope.methods import METHODS
 from workers.model import LoadedModel, load_model
+from workers.scorer import ScoringFactory, Task
 
 WINDOW = 64
 VOCABULARY = 260
@@ -140,16 +143,71 @@ def documents() -> list[NeedleDocument]:
 
 
 @pytest.fixture(scope="session")
+def acting() -> Callable[[Callable[[str], object]], ScoringFactory]:
+    """Makes a scoring without a model that does something for each document; nested, so that Ray sends its code."""
+
+    def make(act: Callable[[str], object]) -> ScoringFactory:
+        class ActingScoring:
+            def __init__(self, documents: Sequence[NeedleDocument]) -> None:
+                self.documents = {document.id: document for document in documents}
+
+            def score(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
+                return [self.measure(candidate, document_id) for document_id in document_ids]
+
+            def measure(self, candidate: RescaleFactors, document_id: str) -> Measurement:
+                start = time.perf_counter()
+                act(document_id)
+                document = self.documents[document_id]
+                return Measurement(
+                    candidate=candidate_key(candidate),
+                    document=document_id,
+                    split=document.split,
+                    depth=document.depth,
+                    sum_nll=1.0,
+                    num_tokens=1,
+                    seconds=time.perf_counter() - start,
+                )
+
+        return ActingScoring
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tasks(make_factors: Callable[..., RescaleFactors], load: Callable[[str], LoadedModel]) -> list[Task]:
+    """A task for each of the four documents."""
+    factors = make_factors(load("llama"), "linear")
+    return [Task(factors, (f"document-{number}",)) for number in range(4)]
+
+
+@pytest.fixture(scope="session")
 def input_ids() -> torch.Tensor:
     """Token ids, shape (1, 128)."""
     return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 2 * WINDOW)))
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray of two CPUs with files of its own; the folder's name is short since sockets have at most 107 characters."""
+def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where Ray keeps its files and looks for clusters; a short name, since sockets have at most 107 characters."""
     folder = tmp_path_factory.mktemp("r")
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=str(folder))
+    (folder / "ray").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(ray_folder: Path) -> Iterator[None]:
+    """A Ray of two CPUs with files of its own."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        _temp_dir=str(ray_folder),
+    )
     yield
     ray.shutdown()
 

@@ -270,3 +270,10 @@ def write_gguf(loaded: LoadedModel, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_several_devices_that_cannot_be_had_are_refused(folder: Path) -> None:
+    assert "--device must be auto or cuda for a model on 2 GPUs, got cpu" in message_of(folder, num_devices=2)
+    several = torch.cuda.device_count() + 2
+    assert f"a model on {several} GPUs must see as many, got" in message_of(folder, num_devices=several, device="auto")
+    assert "at least 1 device, got 0" in message_of(folder, num_devices=0)

@@ -1,63 +1,45 @@
 """RayPool on a real, tiny Ray: the results of the local scorer, and no task lost whatever happens to a worker."""
 
+import logging
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
-from torch import Tensor, nn
 
 from needles.document import NeedleDocument
-from results.measurement import Measurement, candidate_key
+from results.measurement import Measurement
 from rope.factors import RescaleFactors
-from workers.actor import ModelLoader
 from workers.local import LocalScorer
-from workers.model import LoadedModel, load_model
+from workers.model import load_model
 from workers.pool import RayPool
-from workers.scorer import Scorer, Task
-from workers.scoring import NUM_PROBE_TOKENS, NeedleScoring
+from workers.scorer import ClusterError, Scorer, Scoring, ScoringFactory, Task
+from workers.scoring import NeedleScoring, load_scoring
 
 MakeFactors = Callable[..., RescaleFactors]
 Documents = list[NeedleDocument]
+Act = Callable[[str], object]
+Acting = Callable[[Act], ScoringFactory]
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.fixture(scope="module")
-def load_llama(model_folder: Callable[[str], Path]) -> ModelLoader:
-    """What a pool is given: loads the tiny Llama wherever it is called."""
-    return partial(load_model, str(model_folder("llama")), dtype="float32", device="cpu")
+def at_first(folder: Path, document: str, act: Callable[[], object]) -> Act:
+    """Acts at the first try of one document, in whichever process that is."""
+
+    def act_once(document_id: str) -> None:
+        if document_id == document and not (folder / "tried").exists():
+            (folder / "tried").touch()
+            act()
+
+    return act_once
 
 
-@pytest.fixture(scope="module")
-def tasks(load_llama: ModelLoader, make_factors: MakeFactors, documents: Documents) -> list[Task]:
-    """Three candidates on two batches."""
-    loaded = load_llama()
-    batches = [("document-0", "document-1"), ("document-2", "document-3")]
-    return [Task(make_factors(loaded, method), batch) for method in ("none", "linear", "yarn") for batch in batches]
-
-
-def dying_in(load: ModelLoader, is_fatal: Callable[[int], bool]) -> ModelLoader:
-    """Loads a model whose process dies in a forward of a fatal number of tokens; nested, so that Ray sends its code."""
-
-    def load_mortal() -> LoadedModel:
-        loaded = load()
-
-        def die(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            if is_fatal(kwargs["input_ids"].shape[1]):
-                os._exit(1)
-
-        loaded.model.register_forward_pre_hook(die, with_kwargs=True)
-        return loaded
-
-    return load_mortal
-
-
-def collect_all(scorer: Scorer, tasks: list[Task]) -> dict[tuple[str, str], Measurement]:
+def collect_all(scorer: Scorer, tasks: Sequence[Task]) -> dict[tuple[str, str], Measurement]:
     """Every measurement by candidate and document."""
     for task in tasks:
         scorer.submit(task)
@@ -68,16 +50,29 @@ def collect_all(scorer: Scorer, tasks: list[Task]) -> dict[tuple[str, str], Meas
     return found
 
 
+def failures(measured: dict[tuple[str, str], Measurement]) -> dict[str, str | None]:
+    """Each document's failure."""
+    return {document: measurement.failure for (_, document), measurement in measured.items()}
+
+
+NONE_FAILED = dict.fromkeys(f"document-{number}" for number in range(4))
+
+
 def test_a_pool_measures_what_the_local_scorer_does(
-    load_llama: ModelLoader, documents: Documents, tasks: list[Task]
+    model_folder: Callable[[str], Path], make_factors: MakeFactors, load: Callable[[str], object], documents: Documents
 ) -> None:
-    pool = RayPool(load_llama, documents, num_workers=2, cpus_per_worker=1.0)
+    load_llama = partial(load_model, str(model_folder("llama")), dtype="float32", device="cpu")
+    candidates = [make_factors(load_llama(), method) for method in ("none", "linear", "yarn")]
+    batches = [("document-0", "document-1"), ("document-2", "document-3")]
+    tasks = [Task(candidate, batch) for candidate in candidates for batch in batches]
+    pool = RayPool(partial(load_scoring, load=load_llama), documents, num_workers=2)
     assert pool.capacity == 4
+    assert pool.accelerators == ()
     ours = collect_all(pool, tasks)
     pool.close()
     pool.close()
     assert ray.is_initialized()  # the pool did not start it
-    local = collect_all(LocalScorer(NeedleScoring(load_llama(), documents)), tasks)
+    local = collect_all(LocalScorer(NeedleScoring(load_llama(), documents), documents), tasks)
     assert ours.keys() == local.keys()
     for key, measurement in ours.items():
         assert measurement.failure is None
@@ -86,68 +81,177 @@ def test_a_pool_measures_what_the_local_scorer_does(
         assert (measurement.num_tokens, measurement.depth) == (local[key].num_tokens, local[key].depth)
 
 
-def test_workers_that_die_fail_their_task_and_when_none_is_left_all_tasks(
-    load_llama: ModelLoader, documents: Documents, tasks: list[Task]
+def test_a_killed_worker_is_replaced_and_its_tasks_are_measured(
+    acting: Acting, documents: Documents, tasks: list[Task], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mortal = dying_in(load_llama, lambda num_tokens: num_tokens > NUM_PROBE_TOKENS)
-    pool = RayPool(mortal, documents, num_workers=2)
-    failed = collect_all(pool, tasks)
-    pool.close()
-    assert len(failed) == 12
-    reasons = [str(measurement.failure) for measurement in failed.values()]
-    assert sum("ActorDiedError: " in reason for reason in reasons) == 4
-    assert sum("no Ray worker is left of 2" in reason for reason in reasons) == 8
-
-
-def test_a_worker_that_raises_fails_its_task_and_goes_on(
-    load_llama: ModelLoader, documents: Documents, tasks: list[Task]
-) -> None:
-    pool = RayPool(load_llama, documents[:2], num_workers=1)
-    known, unknown = tasks[0], tasks[1]
-    pool._documents.update({document.id: document for document in documents})
-    for task in (unknown, known):
+    caplog.set_level(logging.INFO, logger="workers.pool")
+    # Long at the first try only: the pool would wait for ten minutes
+    slow = acting(at_first(tmp_path, "document-0", lambda: time.sleep(600)))
+    pool = RayPool(slow, documents, num_workers=1)
+    (killed,) = pool.places
+    for task in tasks:
         pool.submit(task)
-    failed, measured = pool.collect(), pool.collect()
+    while not (tmp_path / "tried").exists():
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    measured = [measurement for _ in tasks for measurement in pool.collect()]
+    assert {measurement.document: measurement.failure for measurement in measured} == NONE_FAILED
+    assert measured[0].document == "document-0"  # put back in front
+    assert (pool.num_retries, pool.num_workers) == (1, 1)
+    assert pool.places[0].pid != killed.pid
     pool.close()
-    assert [measurement.failure for measurement in failed] == ["KeyError: 'document-2'"] * 2
-    assert [measurement.candidate for measurement in failed] == [candidate_key(unknown.candidate)] * 2
-    assert [measurement.failure for measurement in measured] == [None] * 2
+    assert f"it is replaced ({killed.node}, process {killed.pid}): " in caplog.text
+    assert "a worker is ready, 1 of 1: " in caplog.text
 
 
-def test_more_workers_than_the_cluster_can_place_are_refused_at_once(
-    load_llama: ModelLoader, documents: Documents
+def test_a_document_that_always_kills_fails_after_bounded_tries_and_no_other(
+    acting: Acting, documents: Documents, tasks: list[Task]
 ) -> None:
+    deadly = acting(lambda document_id: os._exit(1) if document_id == "document-1" else None)
+    pool = RayPool(deadly, documents, num_workers=2, max_retries=2)
+    measured = failures(collect_all(pool, tasks))
+    reason = str(measured.pop("document-1"))
+    assert reason.startswith("given up after 3 tries: ActorDiedError: ")
+    assert "\n" not in reason
+    assert set(measured.values()) == {None}
+    # A death can swallow the answer to the task before, which is then tried once more
+    assert pool.num_retries in (2, 3)
+    pool.close()
+
+
+def test_a_document_that_always_raises_fails_after_bounded_tries_and_no_other(
+    acting: Acting, documents: Documents, tasks: list[Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(document_id: str) -> None:
+        if document_id == "document-1":
+            raise RuntimeError("device-side assert\nwith more lines")
+
+    pool = RayPool(acting(refuse), documents, num_workers=1, max_retries=3)
+    (before,) = pool.places
+    measured = failures(collect_all(pool, tasks))
+    assert measured.pop("document-1") == "given up after 4 tries: RuntimeError: device-side assert"
+    assert set(measured.values()) == {None}
+    pool.close()
+    # It raised twice in a row
+    assert f"it is replaced ({before.node}, process {before.pid}): RuntimeError: device-side assert" in caplog.text
+
+
+def test_a_worker_that_raises_once_goes_on(
+    acting: Acting, documents: Documents, tasks: list[Task], tmp_path: Path
+) -> None:
+    def refuse() -> None:
+        raise RuntimeError("not now")
+
+    pool = RayPool(acting(at_first(tmp_path, "document-2", refuse)), documents, num_workers=1)
+    (before,) = pool.places
+    assert failures(collect_all(pool, tasks)) == NONE_FAILED
+    assert (pool.num_retries, pool.places) == (1, (before,))
+    pool.close()
+
+
+@pytest.mark.parametrize("stop", [lambda: time.sleep(600), lambda: os.kill(os.getpid(), signal.SIGSTOP)])
+def test_a_worker_that_hangs_is_replaced(
+    acting: Acting,
+    documents: Documents,
+    tasks: list[Task],
+    tmp_path: Path,
+    stop: Callable[[], object],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hanging = acting(at_first(tmp_path, "document-0", stop))
+    pool = RayPool(hanging, documents, num_workers=1, document_timeout=2.0)
+    (before,) = pool.places
+    start = time.monotonic()
+    assert failures(collect_all(pool, tasks)) == NONE_FAILED
+    assert 2 < time.monotonic() - start < 30
+    assert pool.num_retries == 1
+    pool.close()
+    assert "no answer in 2 s" in caplog.text
+    # Ray asks for five seconds, then it kills
+    while time.monotonic() - start < 30 and Path("/proc", str(before.pid)).exists():
+        time.sleep(0.1)
+    assert not Path("/proc", str(before.pid)).exists()
+
+
+def test_starts_that_fail_later_end_the_run_when_none_is_left(
+    acting: Acting, documents: Documents, tasks: list[Task], tmp_path: Path
+) -> None:
+    die_at_work = acting(lambda document_id: os._exit(1))
+
+    def make(documents: Sequence[NeedleDocument]) -> Scoring:
+        if (tmp_path / "started").exists():
+            raise OSError("the disk is gone")
+        (tmp_path / "started").touch()
+        return die_at_work(documents)
+
+    pool = RayPool(make, documents, num_workers=1, start_seconds=4.0)
+    pool.submit(tasks[0])
+    with pytest.raises(ClusterError, match=r"one worker must be alive, got none for 4 seconds, the last: OSError: the"):
+        pool.collect()
+    pool.close()
+
+
+def test_more_workers_than_the_cluster_can_place_are_refused_at_once(acting: Acting, documents: Documents) -> None:
+    idle = acting(lambda document_id: None)
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"room for 3 workers of 1 CPUs and 0 GPUs each, got room for 2: 2 CPUs and 0"):
-        RayPool(load_llama, documents, num_workers=3)
+        RayPool(idle, documents, num_workers=3)
     with pytest.raises(ValueError, match=r"room for 1 workers of 1 CPUs and 0.5 GPUs each, got room for 0"):
-        RayPool(load_llama, documents, num_workers=1, gpus_per_worker=0.5)
+        RayPool(idle, documents, num_workers=1, gpus_per_worker=0.5)
     with pytest.raises(ValueError, match=r"got room for 0: .* on 1 nodes. Ask for fewer workers"):
-        RayPool(load_llama, documents, num_workers=1, cpus_per_worker=3)
+        RayPool(idle, documents, num_workers=1, cpus_per_worker=3)
+    with pytest.raises(ValueError, match=r"must be a whole number where it is above 1, got 1.5. Round it"):
+        RayPool(idle, documents, num_workers=1, gpus_per_worker=1.5)
     assert time.monotonic() - start < 10
 
 
-def test_a_pool_of_no_workers_is_refused(load_llama: ModelLoader, documents: Documents) -> None:
+def test_numbers_out_of_range_are_refused(acting: Acting, documents: Documents) -> None:
+    idle = acting(lambda document_id: None)
     with pytest.raises(ValueError, match=r"at least 1 worker, got 0. Use 0 workers for no Ray at all"):
-        RayPool(load_llama, documents, num_workers=0)
+        RayPool(idle, documents, num_workers=0)
+    with pytest.raises(ValueError, match=r"--min-workers must be between 1 and the 2 workers asked for, got 3"):
+        RayPool(idle, documents, num_workers=2, min_workers=3)
+    with pytest.raises(ValueError, match=r"--retries must be at least 0, got -1"):
+        RayPool(idle, documents, num_workers=2, max_retries=-1)
 
 
 def test_a_model_that_no_worker_can_load_is_one_clear_line(documents: Documents, tmp_path: Path) -> None:
     load = partial(load_model, str(tmp_path / "nowhere"), dtype="float32", device="cpu")
     with pytest.raises(ValueError, match=r"every worker must load the model, got ValueError: --model must be") as error:
-        RayPool(load, documents, num_workers=1)
+        RayPool(partial(load_scoring, load=load), documents, num_workers=1)
     assert "\n" not in str(error.value)
 
 
-def test_a_worker_that_dies_while_it_loads_is_one_clear_line(load_llama: ModelLoader, documents: Documents) -> None:
-    mortal = dying_in(load_llama, lambda num_tokens: True)
+def test_a_worker_that_dies_while_it_loads_is_one_clear_line(documents: Documents) -> None:
+    def die(documents: Sequence[NeedleDocument]) -> Scoring:
+        os._exit(1)
+
     with pytest.raises(ValueError, match=r"every worker must load the model, got ActorDiedError: ") as error:
-        RayPool(mortal, documents, num_workers=1)
+        RayPool(die, documents, num_workers=1, max_retries=1)
     assert "\n" not in str(error.value)
 
 
-def test_a_cluster_that_is_busy_is_not_waited_for_without_end(load_llama: ModelLoader, documents: Documents) -> None:
-    pool = RayPool(load_llama, documents, num_workers=2)
-    with pytest.raises(ValueError, match=r"all 1 workers must start within 1 seconds, got 0. Is the cluster busy"):
-        RayPool(load_llama, documents, num_workers=1, start_seconds=1.0)
+def test_a_worker_that_is_killed_while_it_loads_is_replaced_even_where_it_is_the_first(
+    acting: Acting, documents: Documents, tmp_path: Path
+) -> None:
+    idle, died = acting(lambda document_id: None), tmp_path / "died"
+
+    def die_once(documents: Sequence[NeedleDocument]) -> Scoring:
+        if not died.exists():
+            died.touch()
+            os._exit(1)
+        return idle(documents)
+
+    pool = RayPool(die_once, documents, num_workers=1)
+    assert pool.num_workers == 1
+    pool.close()
+
+
+def test_a_cluster_that_is_busy_is_not_waited_for_without_end(acting: Acting, documents: Documents) -> None:
+    idle = acting(lambda document_id: None)
+    pool = RayPool(idle, documents, num_workers=2)
+    while pool.num_workers < 2:
+        pool._step()
+    with pytest.raises(ValueError, match=r"one of 1 workers must start within 1 seconds, got none. Is the cluster"):
+        RayPool(idle, documents, num_workers=1, start_seconds=1.0)
     pool.close()

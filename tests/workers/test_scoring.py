@@ -1,6 +1,8 @@
 """NeedleScoring: the loss of the answer alone, the same in batches, and failures as values."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
 from rope.factors import RescaleFactors
 from workers.local import LocalScorer
-from workers.model import LoadedModel, load_model
-from workers.scorer import Task, failure_reason
+from workers.model import LoadedModel, input_device, load_model
+from workers.rope_patch import RopePatch
+from workers.scorer import ScoringFactory, Task, failure_reason
 from workers.scoring import NeedleScoring
 
 # float32 sums in another order: 2^-24 over some hundred terms of losses of about 10
@@ -114,14 +119,23 @@ def test_logits_are_computed_for_the_answer_only(load: Load, make_factors: MakeF
     assert shapes == [(4, 7, 260)]  # the longest answer has 6 tokens; the last logits predict nothing
 
 
+def fill_memory_above(loaded: LoadedModel, num_documents: int) -> RemovableHandle:
+    """Makes forwards of more documents ask for more than any address space has: torch's own allocator refuses it."""
+
+    def fill(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if len(kwargs["input_ids"]) > num_documents:
+            torch.empty(2**56)
+
+    return loaded.model.register_forward_pre_hook(fill, with_kwargs=True)
+
+
 def test_too_little_memory_is_a_failure_with_its_reason(
     load: Load, make_factors: MakeFactors, documents: Documents, input_ids: Tensor
 ) -> None:
     loaded = load("llama")
     scoring = NeedleScoring(loaded, documents)
     before = loaded.model(input_ids).logits
-    # More than any address space has: torch's own allocator refuses it
-    hook = loaded.model.register_forward_pre_hook(lambda module, args: torch.empty(2**56))
+    hook = fill_memory_above(loaded, 0)
     failed = scoring.score(make_factors(loaded, "linear"), ids_of(documents))
     hook.remove()
     assert len(failed) == 4
@@ -129,10 +143,68 @@ def test_too_little_memory_is_a_failure_with_its_reason(
     assert torch.equal(loaded.model(input_ids).logits, before)
 
 
+def test_a_batch_that_does_not_fit_is_split_and_that_is_remembered(
+    load: Load, make_factors: MakeFactors, documents: Documents, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load("llama")
+    scoring = NeedleScoring(loaded, documents)
+    factors = make_factors(loaded, "linear")
+    whole = losses(scoring.score(factors, ids_of(documents)))
+    fill_memory_above(loaded, 2)
+    for _ in range(2):
+        split = scoring.score(factors, ids_of(documents))
+        assert [measurement.document for measurement in split] == ids_of(documents)
+        assert losses(split) == pytest.approx(whole, rel=TOLERANCE)
+    assert caplog.text.count("4 documents of 128 tokens do not fit at once, from now on 2 do: out of memory: ") == 1
+
+
+def test_an_error_that_may_come_from_a_broken_process_is_raised(
+    load: Load, make_factors: MakeFactors, documents: Documents, input_ids: Tensor
+) -> None:
+    loaded = load("llama")
+    scoring = NeedleScoring(loaded, documents)
+    before = loaded.model(input_ids).logits
+
+    def break_down(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    hook = loaded.model.register_forward_pre_hook(break_down)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        scoring.score(make_factors(loaded, "linear"), ids_of(documents))
+    hook.remove()
+    assert torch.equal(loaded.model(input_ids).logits, before)
+
+
+@pytest.mark.parametrize("num_start_tokens", [0, 4])
+def test_a_model_in_several_places_gives_the_same_losses(
+    load: Load, make_factors: MakeFactors, documents: Documents, tmp_path: Path, num_start_tokens: int
+) -> None:
+    loaded = load("llama")
+    factors = replace(make_factors(loaded, "yarn", 1.1), num_start_tokens=num_start_tokens)
+    plain = losses(NeedleScoring(loaded, documents).score(factors, ids_of(documents)))
+    places = {"model.layers.0": "disk", "model.embed_tokens": "disk", "": "cpu"}
+    parts = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    model = dispatch_model(loaded.model, {part: places.get(part, "cpu") for part in parts}, offload_dir=str(tmp_path))
+    assert next(model.get_submodule("model.layers.0").parameters()).is_meta
+    spread = replace(loaded, model=model, patch=RopePatch(model), device=input_device(model))
+    scoring = NeedleScoring(spread, documents)
+    for _ in range(2):
+        assert losses(scoring.score(factors, ids_of(documents))) == plain
+
+
 def test_out_of_memory_has_one_name_whoever_says_so() -> None:
     assert failure_reason(MemoryError()) == "out of memory: no message"
     assert failure_reason(torch.OutOfMemoryError("CUDA out of memory.\nTried")) == "out of memory: CUDA out of memory."
     assert failure_reason(RuntimeError("\n  bad shape \n")) == "RuntimeError: bad shape"
+
+
+def test_out_of_memory_is_known_without_torch() -> None:
+    program = (
+        "import sys; from workers import scorer, actor, local; assert 'torch' not in sys.modules; "
+        "kind = type('OutOfMemoryError', (RuntimeError,), {}); print(scorer.failure_reason(kind('CUDA')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "out of memory: CUDA\n"
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_of_that_document_alone(
@@ -187,7 +259,7 @@ def test_a_local_scorer_measures_tasks_in_the_order_they_came(
 ) -> None:
     loaded = load("llama")
     scoring = NeedleScoring(loaded, documents)
-    scorer = LocalScorer(scoring)
+    scorer = LocalScorer(scoring, documents)
     assert scorer.capacity == 1
     assert scorer.collect() == []
     factors = make_factors(loaded, "linear")
@@ -199,3 +271,34 @@ def test_a_local_scorer_measures_tasks_in_the_order_they_came(
     scorer.submit(Task(factors, ("document-0",)))
     scorer.close()
     assert scorer.collect() == []
+
+
+def test_a_local_scorer_tries_once_more_and_then_gives_up(
+    acting: Callable[[Callable[[str], object]], ScoringFactory], documents: Documents, tasks: list[Task]
+) -> None:
+    tried: list[str] = []
+
+    def refuse(document_id: str) -> None:
+        tried.append(document_id)
+        if document_id == "document-1" or tried == ["document-0"]:
+            raise RuntimeError("not now\nnor later")
+
+    scorer = LocalScorer(acting(refuse)(documents), documents)
+    for task in tasks[:2]:
+        scorer.submit(task)
+    assert [measurement.failure for measurement in scorer.collect()] == [None]
+    assert reasons(scorer.collect()) == ["given up after 2 tries: RuntimeError: not now"]
+    assert (scorer.num_retries, scorer.num_workers, scorer.accelerators) == (2, 1, ())
+    assert tried == ["document-0", "document-0", "document-1", "document-1"]
+
+
+def test_an_interruption_passes_through_the_local_scorer(
+    acting: Callable[[Callable[[str], object]], ScoringFactory], documents: Documents, tasks: list[Task]
+) -> None:
+    def interrupt(document_id: str) -> None:
+        raise KeyboardInterrupt
+
+    scorer = LocalScorer(acting(interrupt)(documents), documents)
+    scorer.submit(tasks[0])
+    with pytest.raises(KeyboardInterrupt):
+        scorer.collect()

@@ -1,0 +1,106 @@
+"""What a run leaves for those who watch it: its status, a copy of its files elsewhere, a word on how to go on."""
+
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+from rich.console import Console
+
+from results.mirror import Mirror
+from results.run_directory import RunDirectory
+from results.status import RunStatus, read_status, write_status
+from results.urls import without_password
+from search.config import SearchConfig
+from search.progress import SearchProgress
+
+MIRROR_SECONDS = 60.0
+"""Seconds between two copies of what is new."""
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes a run's status into its directory and copies the directory's files elsewhere."""
+
+    def __init__(self, run: RunDirectory, mirror: Mirror | None) -> None:
+        self._run = run
+        self._mirror = mirror
+        self._last_copy = monotonic()
+
+    def publish(self, status: RunStatus) -> None:
+        """Write the status, and copy what is new if it is time to; a copy that fails is said and tried again.
+
+        Raises:
+            OSError: The run directory cannot be written to.
+        """
+        write_status(self._run.path, status)
+        if self._mirror is not None and monotonic() - self._last_copy >= MIRROR_SECONDS:
+            self._last_copy = monotonic()
+            try:
+                self._mirror.sync(self._run.path)
+            except OSError as error:
+                logger.warning("what is new could not be copied and will be tried again: %s", error)
+
+    def close(self, status: RunStatus) -> None:
+        """Write the last status and copy all that is new.
+
+        Raises:
+            OSError: The run directory cannot be written to, or the copy fails.
+        """
+        write_status(self._run.path, status)
+        if self._mirror is not None:
+            self._mirror.sync(self._run.path)
+
+
+@contextmanager
+def reported(reporter: Reporter, progress: SearchProgress, *, console: Console, path: Path) -> Iterator[None]:
+    """Leave a true status and a word on how to go on, however the run ends; errors go on to the caller."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _leave(reporter, progress.status("stopped", "stopped by its user"), console, path)
+        raise
+    except Exception as error:
+        reason = without_password(" ".join(str(error).split())) or type(error).__name__
+        _leave(reporter, progress.status("failed", reason), console, path)
+        raise
+    reporter.close(progress.status("finished"))
+
+
+def _leave(reporter: Reporter, status: RunStatus, console: Console, path: Path) -> None:
+    console.print(how_to_resume(path), highlight=False, soft_wrap=True)
+    try:
+        reporter.close(status)
+    except OSError as error:  # a full disk ended the run; its own error is the one to be seen
+        logger.warning("the status could not be written: %s", error)
+
+
+def how_to_resume(path: Path) -> str:
+    """Return the line that says how a run that did not finish is taken up."""
+    return f"resume with: ropewalk search --resume --run-dir {shlex.quote(str(path))}"
+
+
+def seconds_before(path: Path) -> float:
+    """Return the seconds that the run in a folder has taken so far; 0 where it left no status."""
+    try:
+        return read_status(path).seconds
+    except ValueError:
+        return 0.0
+
+
+def study_note(config: SearchConfig, original_length: int, path: Path) -> str:
+    """Return what a reader of the dashboard is told of a study, in Markdown."""
+    algorithm = {"longrope2": "the evolution of LongRoPE2", "cma": "CMA-ES"}[config.algorithm]
+    return (
+        f"**RoPE rescale factors for {Path(config.model).name}**, from {original_length} to {config.target_length} "
+        f"tokens, by {algorithm}, {config.schedule} schedule, seed {config.seed}.\n\n"
+        f"* Value: perplexity of the needle's answer on {config.documents.num_search} search documents; lower is "
+        "better. Held-out documents decide the winner and are in the run's `summary.json`.\n"
+        "* `lambda_00` .. : rescale factors, fast pairs first. Formulas come first and are trials of the same study.\n"
+        "* `name`, `operator`, `parents`: what a trial is and the trials it was bred from; `perplexity_by_depth`: "
+        "by the needle's place in the document.\n"
+        f"* Run directory: `{path}`\n"
+    )

@@ -1,0 +1,121 @@
+"""What our samplers share: joint candidates, whose trials are whose, and when a candidate may learn from another."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from rope.factors import RescaleFactors
+
+METHOD = "method"
+"""User attribute that names a trial's formula, or the search that made it."""
+GENERATION = "generation"
+"""User attribute of searched trials alone: which generation the candidate belongs to, from 0."""
+OPERATOR = "operator"
+"""User attribute of searched trials: what made the candidate."""
+PARENTS = "parents"
+"""User attribute of searched trials: numbers of the trials that it was bred from."""
+
+Schedule = Literal["steady", "generational"]
+"""Whether a candidate may learn from all that is finished, or from the generations before its own alone."""
+
+
+class SpaceExhaustedError(RuntimeError):
+    """No candidate that is new was found within the bounded number of tries."""
+
+
+class Space(Protocol):
+    """What a search is free to change, as Optuna parameters."""
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the parameters of a candidate."""
+
+    def candidate(self, params: Mapping[str, float], *, method: str) -> RescaleFactors:
+        """Return the factors that parameters stand for, under the searching method's name."""
+
+
+class Proposal(NamedTuple):
+    """The next candidate."""
+
+    params: dict[str, Any]
+    """Its Optuna parameters."""
+    generation: int
+    """Its generation, from 0."""
+    operator: str
+    """What made it."""
+    parents: tuple[int, ...]
+    """Numbers of the trials that it was bred from."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The user attributes that say where the candidate is from."""
+        return {GENERATION: self.generation, OPERATOR: self.operator, PARENTS: list(self.parents)}
+
+
+class JointSampler(BaseSampler):
+    """Samples joint candidates: all factors at once, since they must be monotone.
+
+    Its state is a pure function of (seed, searched trials), so a resumed study needs nothing but its storage. In the
+    generational schedule the result does not depend on the order in which the trials of a generation finish. Trials
+    that carry a `METHOD` when they are asked for are formulas and left alone.
+    """
+
+    method: str
+    """Name that the searched candidates go by."""
+    space: Space
+    """What it searches."""
+
+    @property
+    @abstractmethod
+    def generation_sizes(self) -> list[int]:
+        """Candidates of each generation."""
+
+    @abstractmethod
+    def propose(self, earlier: Sequence[FrozenTrial]) -> Proposal:
+        """Return the next candidate.
+
+        Args:
+            earlier: Searched trials, in the order in which they were asked for, finished or not.
+
+        Raises:
+            SpaceExhaustedError: There is nothing new to try.
+        """
+
+    def searched_trials(self, study: Study) -> list[FrozenTrial]:
+        """Return the trials of searched candidates, in the order in which they were asked for.
+
+        One that was left by a process that died before all its parameters were written is no candidate.
+        """
+        num_params = len(self.space.distributions())
+        trials = study.get_trials(deepcopy=False)
+        return [trial for trial in trials if GENERATION in trial.user_attrs and len(trial.params) == num_params]
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return the whole space for a searched trial, nothing for a formula's."""
+        return {} if METHOD in trial.user_attrs else self.space.distributions()
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the next candidate's parameters and note its origin in the trial's user attributes."""
+        if not search_space:
+            return {}
+        proposal = self.propose([other for other in self.searched_trials(study) if other.number < trial.number])
+        for key, value in proposal.origin.items():
+            # Optuna's own samplers reach the storage like this: a sampler has no public way to annotate its trial.
+            study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        return proposal.params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Refuse: factors are only sampled jointly, since they must be monotone.
+
+        Raises:
+            ValueError: always, with the parameter's name.
+        """
+        raise ValueError(f"every parameter must belong to the search space, got {param_name!r}. Sample it elsewhere.")

@@ -1,0 +1,108 @@
+"""The ledger in a real PostgreSQL server: a search that is killed and taken up, and a password that nobody sees."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import optuna
+import pytest
+
+from results.store import read_measurements
+from results.summary import Summary
+from search.cli import main
+from search.study import open_storage
+from tests.search.postgresql import PASSWORD, USER, NoPostgresqlError, postgresql
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    f"--model={ROOT / 'workers/reference/model'}",
+    f"--corpus={ROOT / 'workers/reference/tom_sawyer.txt'}",
+    "--target-length=512",
+    "--dtype=float32",
+    "--documents.num-search=4",
+    "--documents.num-heldout=4",
+    "--documents.num-original=2",
+    "--evolution.population-size=8",
+    "--evolution.num-generations=2",
+    "--evolution.num-parents=4",
+    "--evolution.num-mutations=3",
+    "--evolution.num-crossovers=3",
+    "--formulas.methods=[none, yarn]",
+    "--formulas.temperatures=[paper]",
+    "--schedule=generational",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Host and port of a server that lives as long as these tests."""
+    try:
+        with postgresql(tmp_path_factory.mktemp("postgresql")) as address:
+            yield address
+    except NoPostgresqlError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def url(server: str) -> str:
+    return f"postgresql+psycopg://{USER}:{quote(PASSWORD, safe='')}@{server}/postgres"
+
+
+def test_a_driver_that_is_killed_goes_on_from_the_server_and_ends_as_an_undisturbed_one(
+    url: str, tmp_path: Path
+) -> None:
+    assert main(["search", *SMALL, f"--run-dir={tmp_path / 'whole'}"]) == 0
+    command = [sys.executable, str(ROOT / "search/run.py"), *SMALL, f"--run-dir={tmp_path / 'run'}", f"--storage={url}"]
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and _num_measured(tmp_path / "run") < 20:
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert _num_measured(tmp_path / "run") >= 20
+    assert not (tmp_path / "run" / "summary.json").exists()
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    whole, run = (Summary.from_json((tmp_path / name / "summary.json").read_text()) for name in ("whole", "run"))
+    assert run.methods == whole.methods
+    assert not read_measurements(tmp_path / "run").duplicated(["candidate", "document"]).any()
+    trials = optuna.load_study(study_name="model to 512 tokens, run", storage=url).trials
+    assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
+    _assert_nobody_sees_the_password(tmp_path / "run", (tmp_path / "log").read_text() + resumed.stdout + resumed.stderr)
+    study = optuna.load_study(study_name="model to 512 tokens, run", storage=url)
+    assert "s3cret" not in json.dumps([study.user_attrs, study._storage.get_study_system_attrs(study._study_id)])
+
+
+def _num_measured(run: Path) -> int:
+    return len(read_measurements(run)) if run.is_dir() else 0
+
+
+def _assert_nobody_sees_the_password(run: Path, log: str) -> None:
+    written = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert [path for path, content in written.items() if b"s3cret" in content] == []
+    assert b"***@127.0.0.1" in written[run / "config.yaml"]
+    assert "s3cret" not in log
+
+
+def test_a_wrong_password_is_one_line_without_it(server: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^--storage must be a URL that Optuna can open, got an error: .*auth"
+    ) as caught:
+        open_storage(f"postgresql+psycopg://{USER}:wr0ng@{server}/postgres", run_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert "wr0ng" not in str(caught.value)
+
+
+def test_a_server_that_is_not_there_is_one_line_in_seconds(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"^--storage must be a URL that Optuna can open, got an error: .*refused"):
+        open_storage(f"postgresql+psycopg://{USER}:x@127.0.0.1:9/postgres", run_dir=tmp_path)
+    assert time.monotonic() - start < 15
