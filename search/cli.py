@@ -19,8 +19,8 @@ from results.mirror import Mirror
 from results.run_directory import RunDirectory
 from results.run_lock import is_locked
 from results.status import describe, read_status
-from results.urls import HIDDEN, without_password
-from search.config import SearchConfig
+from results.urls import without_password
+from search.config import FINGERPRINT, SearchConfig
 from search.place import run_directory_path
 
 DESCRIPTION = "Find the RoPE rescale factors that let a language model read beyond its training window."
@@ -105,12 +105,10 @@ def _settings_of_the_run(words: Sequence[str]) -> list[str]:
     if run_dir is None:
         return []  # the configuration itself says what is missing
     path = run_directory_path(run_dir, now=datetime.now(UTC), working_dir=Path.cwd(), home=Path.home())
-    if not path.exists() and mirror is not None:
+    if mirror is not None and not RunDirectory.holds_run(path):
         Mirror(mirror).fetch(path)
-    settings = dict(RunDirectory.read_config(path))
-    for name in ("storage", "mirror"):
-        if HIDDEN in str(settings.get(name)) and _value_of(f"--{name}", words) is not None:
-            del settings[name]  # the user's own has the password that the run directory keeps from everyone
+    settings = dict(RunDirectory.read_config(path)) | {"run_dir": str(path)}
+    del settings[FINGERPRINT]
     return [f"--config={yaml.safe_dump(settings)}"]
 
 

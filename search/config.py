@@ -1,5 +1,6 @@
 """The configuration of a whole search: one small frozen class per owner."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,16 +12,21 @@ from search.samplers.joint import Schedule
 from search.samplers.longrope2 import EvolutionConfig
 
 MAY_CHANGE = (
+    "model",
+    "corpus",
+    "run_dir",
+    "mirror",
     "workers",
     "min_workers",
     "gpus_per_worker",
     "cpus_per_worker",
     "document_timeout",
     "retries",
-    "device",
-    "mirror",
 )
-"""Settings that a run may be taken up with another value of: where it runs, not what it computes."""
+"""Settings that a run may be taken up with another value of: places, whose contents are compared by themselves, and
+workers. Another number of threads adds up in another order; all else computes the same."""
+FINGERPRINT = "model_fingerprint"
+"""Key in a run's configuration, beside the settings, by which the model is known wherever it lies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +175,6 @@ class SearchConfig:
             raise ValueError(f"--num-finalists must be at least 1, got {self.num_finalists}")
         if self.seed < 0:
             raise ValueError(f"--seed must not be negative, got {self.seed}")
-        for name in ("storage", "mirror"):
-            if HIDDEN in (getattr(self, name) or ""):
-                raise ValueError(
-                    f"--{name} must hold its password, got {getattr(self, name)}: run directories keep none. Give "
-                    f"--{name} again, or keep the password where the client finds it (PGPASSWORD, ~/.aws)."
-                )
 
     def _check_workers(self) -> None:
         if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker < 0 or self.retries < 0:
@@ -200,14 +200,32 @@ class SearchConfig:
             raise ValueError(f"--document-timeout must be above 0 seconds, got {self.document_timeout:g}. Correct it.")
 
 
-def resolved_config(config: SearchConfig, original_length: int, run_dir: Path) -> dict[str, object]:
+def resolved_config(
+    config: SearchConfig, original_length: int, run_dir: Path, *, model_fingerprint: str
+) -> dict[str, object]:
     """Return every setting of a run as what YAML can hold, the password of a storage URL left out.
 
     Args:
         config: What the user set.
         original_length: The model's window, which the user may have left to its configuration, tokens.
         run_dir: Where the run's results go.
+        model_fingerprint: Of the model's files.
+
+    Returns:
+        Settings by name. URLs have no place where a password was, so that one which the client finds elsewhere
+        (PGPASSWORD, ~/.pgpass, ~/.aws) opens them.
     """
     settings = asdict(config) | {"original_length": original_length, "run_dir": str(run_dir)}
+    settings[FINGERPRINT] = model_fingerprint
     del settings["resume"]
-    return settings | {name: without_password(url) for name in ("storage", "mirror") if (url := settings[name])}
+    return settings | {name: _without_trace(url) for name in ("storage", "mirror") if (url := settings[name])}
+
+
+def has_password(url: str | None) -> bool:
+    """Return whether a URL holds what a run directory does not keep."""
+    return url is not None and without_password(url) != url
+
+
+def _without_trace(url: str) -> str:
+    hidden = without_password(url)
+    return re.sub(rf":{re.escape(HIDDEN)}(?=@)|(?<=[?&])\w+={re.escape(HIDDEN)}&?", "", hidden).rstrip("?&")

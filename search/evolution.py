@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-import optuna
-
 from results.measurement import Measurement, candidate_key, perplexity
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.driver import Batches, Pair, measure
 from search.progress import SearchProgress
 from search.samplers.joint import JointSampler, Schedule, SpaceExhaustedError
-from search.study import Asked, ask_candidate, ask_formula, asked_before, tell
+from search.study import Asked, Trials
 from workers.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -35,8 +33,8 @@ class Scored:
 class Ledger:
     """What the loop writes to: the study, the measurements, the progress; and the scorer that it reads from."""
 
-    study: optuna.Study
-    """The Optuna study."""
+    trials: Trials
+    """The trials of the Optuna study."""
     scorer: Scorer
     """Where candidates are measured."""
     store: MeasurementStore
@@ -97,7 +95,7 @@ class Ledger:
         if asked.is_told:
             value = perplexity(found)
             return value if math.isfinite(value) else math.nan
-        return tell(self.study, asked.trial, found)
+        return self.trials.tell(asked.trial, found)
 
     def _measured(
         self, candidates: Iterable[RescaleFactors], batches: Batches
@@ -128,7 +126,7 @@ def measure_formulas(ledger: Ledger, formulas: Sequence[RescaleFactors], batches
     Raises:
         ValueError: Not one of them could be measured; the first reason is given.
     """
-    scored = ledger.score([ask_formula(ledger.study, factors) for factors in formulas], batches)
+    scored = ledger.score([ledger.trials.ask_formula(factors) for factors in formulas], batches)
     if formulas and all(math.isnan(entry.perplexity) for entry in scored):
         reason = ledger.first_failure(formulas) or "no perplexity is finite"
         raise ValueError(
@@ -147,7 +145,7 @@ def evolve(
     candidate is asked for as soon as a worker is free for it. Candidates that the study holds already come first. The
     search ends early, and says so in the log, where nothing new is left to try.
     """
-    source = _asked(ledger.study, sampler)
+    source = _asked(ledger.trials, sampler)
     found: list[Scored] = []
     if schedule == "steady":
         found = ledger.score(source, batches)
@@ -166,12 +164,12 @@ def best_of(scored: Sequence[Scored]) -> Scored:
     return min((entry for entry in scored if not math.isnan(entry.perplexity)), key=lambda entry: entry.perplexity)
 
 
-def _asked(study: optuna.Study, sampler: JointSampler) -> Iterator[Asked]:
-    before = asked_before(study, sampler)
+def _asked(trials: Trials, sampler: JointSampler) -> Iterator[Asked]:
+    before = trials.asked_before(sampler)
     yield from before
     for _ in range(sum(sampler.generation_sizes) - len(before)):
         try:
-            asked = ask_candidate(study, sampler)
+            asked = trials.ask_candidate(sampler)
         except SpaceExhaustedError as error:
             logger.warning("the search ends early: %s", error)
             return

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +19,13 @@ from results.mirror import Mirror
 from results.provenance import Provenance, gather
 from results.run_directory import RunDirectory
 from results.run_lock import RunLock
+from results.status import read_status, write_status
 from results.store import MeasurementStore
 from results.summary import MethodResult, Summary, best_formula, best_result
 from results.table import results_table
 from results.urls import without_password
 from rope.factors import RescaleFactors
-from search.config import MAY_CHANGE, SearchConfig, resolved_config
+from search.config import FINGERPRINT, MAY_CHANGE, SearchConfig, resolved_config
 from search.evolution import Ledger, best_of, evolve, measure_formulas, pairs
 from search.journal import mend_journal
 from search.place import check_mirror, check_storage, run_directory_path
@@ -37,13 +38,14 @@ from search.preparation import (
     document_record,
     formula_factors,
     make_sampler,
+    model_fingerprint,
     open_scorer,
 )
 from search.progress import Plan, SearchProgress
-from search.reporting import Reporter, reported, seconds_before, study_note
+from search.reporting import Reporter, how_to_resume, reported, seconds_before, study_note
 from search.samplers.joint import JointSampler
 from search.stopping import interrupted_by_sigterm
-from search.study import check_new, open_storage, open_study
+from search.study import Trials, check_new, open_storage, open_study
 from workers.model import ModelDescription, describe_model
 from workers.scorer import Scorer
 
@@ -105,7 +107,7 @@ def run_search(config: SearchConfig) -> Summary:
         logger.info("results go to %s", run.path)
         reporter = Reporter(run, mirror)
         progress = SearchProgress(_plan(config, prepared), console=console, publish=reporter.publish)
-        with reported(reporter, progress, console=console, path=run.path):
+        with reported(reporter, progress, console=console, resume=how_to_resume(config, run.path)):
             run.write_json(DOCUMENTS, [document_record(document) for document in prepared.documents.all])
             study = _study(config, prepared, run, storage)
             with progress:
@@ -152,6 +154,12 @@ def _finished_before(config: SearchConfig, path: Path, console: Console) -> Summ
             "Choose another folder with --run-dir."
         )
     logger.info("the run is finished; this is what it found")
+    with RunLock(path):  # its driver may have died after the summary and before the last word
+        status = read_status(path)
+        if status.state != "finished":
+            write_status(path, replace(status, state="finished", reason=None))
+        if config.mirror is not None:
+            Mirror(config.mirror).sync(path)
     summary = Summary.from_json((path / SUMMARY).read_text(encoding="utf-8"))
     _show(summary, console)
     return summary
@@ -161,10 +169,15 @@ def _prepare(config: SearchConfig, path: Path) -> _Prepared:
     model = describe_model(config.model, gguf_file=config.gguf_file, original_length=config.original_length)
     documents = build_run_documents(config, model)
     formulas = formula_factors(config, model)
+    fingerprint = model_fingerprint(config.model)
+    settings = resolved_config(config, model.geometry.original_length, path, model_fingerprint=fingerprint)
+    # a run that was moved keeps the study of the folder and model that it began with
+    before = RunDirectory.read_config(path) if RunDirectory.holds_run(path) else settings
+    began_as = (Path(str(before["model"])).name, Path(str(before["run_dir"])).name)
     return _Prepared(
         path=path,
-        settings=resolved_config(config, model.geometry.original_length, path),
-        study_name=f"{Path(config.model).name} to {config.target_length} tokens, {path.name}",
+        settings=settings,
+        study_name=f"{began_as[0]} to {config.target_length} tokens, {began_as[1]}",
         model=model,
         documents=documents,
         formulas=formulas,
@@ -184,15 +197,15 @@ def _open(config: SearchConfig, prepared: _Prepared, stack: ExitStack, *, is_res
         check_new(storage, prepared.study_name)
     scorer = stack.enter_context(open_scorer(config, prepared.documents.all))
     if not is_resumed:
+        stack.enter_context(RunLock(prepared.path))
         run = RunDirectory.create(prepared.path, prepared.settings, resume=False)
-        stack.enter_context(RunLock(run.path))
     return _Opened(run, storage or open_storage(None, run_dir=run.path), scorer)
 
 
 def _study(config: SearchConfig, prepared: _Prepared, run: RunDirectory, storage: BaseStorage) -> optuna.Study:
     original_length = prepared.model.geometry.original_length
     identity: dict[str, str | int] = {
-        "model": config.model,
+        "model": str(prepared.settings[FINGERPRINT]),
         "original_length": original_length,
         "target_length": config.target_length,
         "config_sha256": run.config_sha256,
@@ -208,7 +221,9 @@ def _ledger(run: RunDirectory, study: optuna.Study, scorer: Scorer, progress: Se
     if recovered:
         logger.info("taking up the run: %d documents are measured already", len(recovered))
         progress.recovered(recovered)
-    return Ledger(study=study, scorer=scorer, store=store, progress=progress, measurements=dict(pairs(recovered)))
+    return Ledger(
+        trials=Trials(study), scorer=scorer, store=store, progress=progress, measurements=dict(pairs(recovered))
+    )
 
 
 def _search_and_judge(

@@ -1,5 +1,6 @@
 """What a search needs before its first measurement: documents, formulas, the space, a scorer."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,10 @@ from workers.scoring import load_scoring
 
 DOCUMENTS = "documents.json"
 """What a run directory keeps of its documents."""
+MODEL_FILES = (".json", ".safetensors", ".bin", ".gguf")
+"""Files that make a model what it is."""
+END_BYTES = 2**16
+"""Bytes at either end of a file that tell it from another."""
 BEST = "best"
 """The temperature choice that stands for the best formula's."""
 PAPER = "paper"
@@ -102,6 +107,29 @@ def document_record(document: NeedleDocument) -> dict[str, object]:
     """Return what a run directory keeps of a document: all but its token ids, with their hash."""
     record = {field.name: getattr(document, field.name) for field in fields(document) if field.name != "token_ids"}
     return record | {"length": document.length, "needle": document.needle._asdict()}
+
+
+def model_fingerprint(path: str) -> str:
+    """Return what tells a model from another wherever it lies: a hash of names, sizes and ends of its files.
+
+    Args:
+        path: Folder, .gguf file, or hub id, which is its own fingerprint.
+
+    Returns:
+        16 hexadecimal digits, or the hub id.
+    """
+    place = Path(path)
+    if not place.exists():
+        return path
+    files = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
+    digest = hashlib.sha256()
+    for file in (file for file in files if file.suffix in MODEL_FILES):
+        with file.open("rb") as content:
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
+            digest.update(content.read(END_BYTES))
+            content.seek(max(0, file.stat().st_size - END_BYTES))
+            digest.update(content.read(END_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def check_documents(run_dir: Path, documents: Sequence[NeedleDocument]) -> None:

@@ -13,7 +13,7 @@ from results.mirror import Mirror
 from results.run_directory import RunDirectory
 from results.status import RunStatus, read_status, write_status
 from results.urls import without_password
-from search.config import SearchConfig
+from search.config import SearchConfig, has_password
 from search.progress import SearchProgress
 
 MIRROR_SECONDS = 60.0
@@ -31,12 +31,11 @@ class Reporter:
         self._last_copy = monotonic()
 
     def publish(self, status: RunStatus) -> None:
-        """Write the status, and copy what is new if it is time to; a copy that fails is said and tried again.
-
-        Raises:
-            OSError: The run directory cannot be written to.
-        """
-        write_status(self._run.path, status)
+        """Write the status, and copy what is new if it is time to; what fails is said and tried again."""
+        try:
+            write_status(self._run.path, status)
+        except OSError as error:  # a full disk may have room again before the next measurement needs it
+            logger.warning("the status could not be written: %s", error)
         if self._mirror is not None and monotonic() - self._last_copy >= MIRROR_SECONDS:
             self._last_copy = monotonic()
             try:
@@ -56,31 +55,33 @@ class Reporter:
 
 
 @contextmanager
-def reported(reporter: Reporter, progress: SearchProgress, *, console: Console, path: Path) -> Iterator[None]:
-    """Leave a true status and a word on how to go on, however the run ends; errors go on to the caller."""
+def reported(reporter: Reporter, progress: SearchProgress, *, console: Console, resume: str) -> Iterator[None]:
+    """Leave a true status and, where the run did not finish, the line `resume`; errors go on to the caller."""
     try:
         yield
     except KeyboardInterrupt:
-        _leave(reporter, progress.status("stopped", "stopped by its user"), console, path)
+        _leave(reporter, progress.status("stopped", "stopped by its user"), console, resume)
         raise
     except Exception as error:
         reason = without_password(" ".join(str(error).split())) or type(error).__name__
-        _leave(reporter, progress.status("failed", reason), console, path)
+        _leave(reporter, progress.status("failed", reason), console, resume)
         raise
     reporter.close(progress.status("finished"))
 
 
-def _leave(reporter: Reporter, status: RunStatus, console: Console, path: Path) -> None:
-    console.print(how_to_resume(path), highlight=False, soft_wrap=True)
+def _leave(reporter: Reporter, status: RunStatus, console: Console, resume: str) -> None:
+    console.print(resume, highlight=False, soft_wrap=True)
     try:
         reporter.close(status)
     except OSError as error:  # a full disk ended the run; its own error is the one to be seen
         logger.warning("the status could not be written: %s", error)
 
 
-def how_to_resume(path: Path) -> str:
+def how_to_resume(config: SearchConfig, path: Path) -> str:
     """Return the line that says how a run that did not finish is taken up."""
-    return f"resume with: ropewalk search --resume --run-dir {shlex.quote(str(path))}"
+    urls = {"--storage": config.storage, "--mirror": config.mirror}
+    again = [f"{flag} {without_password(url)}" for flag, url in urls.items() if url is not None and has_password(url)]
+    return " ".join([f"resume with: ropewalk search --resume --run-dir {shlex.quote(str(path))}", *again])
 
 
 def seconds_before(path: Path) -> float:

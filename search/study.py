@@ -1,13 +1,18 @@
 """The ledger: one Optuna study in which every formula and every searched candidate is a trial."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from datetime import datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import NamedTuple
 
 import optuna
 from optuna.distributions import FloatDistribution
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard import save_note
@@ -17,15 +22,20 @@ from results.measurement import Measurement, candidate_key, perplexity
 from results.urls import without_password
 from rope.factors import RescaleFactors
 from search.journal import JOURNAL
+from search.relational import OneWriterStorage
 from search.samplers.joint import METHOD, JointSampler
 from search.space import lambda_name
 
+logger = logging.getLogger(__name__)
+
 CANDIDATE = "candidate"
 """User attribute of every trial: the key of its factors, by which its measurements are found."""
+PATIENCE_SECONDS = 300.0
+"""How long a storage's server may be away."""
+PAUSE_SECONDS = 2.0
+"""Time between two tries to reach it."""
 NAME = "name"
 """User attribute of every trial: what it is, for a reader."""
-CONNECT_SECONDS = 10
-"""How long a PostgreSQL server may take to answer."""
 
 
 class Asked(NamedTuple):
@@ -49,20 +59,13 @@ def open_storage(url: str | None, *, run_dir: Path) -> BaseStorage:
     if url is None:
         return JournalStorage(JournalFileBackend(str(run_dir / JOURNAL)))
     try:
-        storage = optuna.storages.get_storage(_relational(url) or url)
+        # what holds its tables in a file or a server; Redis is another kind of storage
+        storage = optuna.storages.get_storage(url if url.startswith("redis") else OneWriterStorage(url))
         optuna.get_all_study_names(storage)
     except (ImportError, ValueError, OSError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
         reason = without_password(" ".join(str(error).split()))
         raise ValueError(f"--storage must be a URL that Optuna can open, got an error: {reason}. Correct it.") from None
     return storage
-
-
-def _relational(url: str) -> RDBStorage | None:
-    """Return a storage that finds out by itself when its server was restarted; None where Optuna knows better."""
-    if not url.startswith("postgresql"):
-        return None
-    options = {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
-    return RDBStorage(url, engine_kwargs=options)
 
 
 def check_new(storage: BaseStorage, name: str) -> None:
@@ -109,80 +112,150 @@ def open_study(name: str, *, storage: BaseStorage, identity: Mapping[str, str | 
     return study
 
 
-def ask_formula(study: optuna.Study, factors: RescaleFactors) -> Asked:
-    """Return the trial of a formula's factors, which need not lie inside the space that is searched.
+class Trials:
+    """The trials of a study as its one writer knows them: read once, then kept without asking the storage again."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        """Read the trials that the study holds.
+
+        Args:
+            study: The ledger; nobody else may write trials to it.
+        """
+        self.study = study
+        """The study."""
+        self._storage = study._storage  # a trial is written whole, which only the storage itself can do
+        self._study_id = study._study_id
+        self._trials = study.get_trials(deepcopy=False)
+
+    def searched(self, sampler: JointSampler) -> list[FrozenTrial]:
+        """Return the trials of searched candidates, in the order in which they were asked for."""
+        return sampler.searched(self._trials)
+
+    def asked_before(self, sampler: JointSampler) -> list[Asked]:
+        """Return the searched candidates that the study holds, in the order in which they were asked for."""
+        return [
+            Asked(trial.number, sampler.space.candidate(trial.params, method=sampler.method), trial.state.is_finished())
+            for trial in self.searched(sampler)
+        ]
+
+    def ask_formula(self, factors: RescaleFactors) -> Asked:
+        """Return the trial of a formula's factors, which need not lie inside the space that is searched.
+
+        Args:
+            factors: The formula's; its `method` names the trial. The study may hold it already.
+        """
+        key = candidate_key(factors)
+        for trial in self._trials:
+            if (trial.user_attrs.get(CANDIDATE), trial.user_attrs.get(METHOD)) == (key, factors.method):
+                return Asked(trial.number, factors, trial.state.is_finished())
+        params = {lambda_name(pair): value for pair, value in enumerate(factors.values)}
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=params,
+            distributions={name: FloatDistribution(value, value) for name, value in params.items()},
+            user_attrs=_description(factors, f"{factors.method} at temperature {factors.attention_temperature:.4g}"),
+        )
+        return Asked(self._add(trial), factors, False)
+
+    def ask_candidate(self, sampler: JointSampler) -> Asked:
+        """Return the sampler's next candidate.
+
+        Its trial enters the storage whole, in one write: a process that dies leaves it there or not at all, and a
+        journal of 64 factors costs no more than one of 16.
+
+        Args:
+            sampler: What chooses.
+
+        Raises:
+            SpaceExhaustedError: The sampler found nothing that is new.
+        """
+        proposal = sampler.propose(self.searched(sampler))
+        factors = sampler.space.candidate(proposal.params, method=sampler.method)
+        parents = f" of {' and '.join(map(str, proposal.parents))}" if proposal.parents else ""
+        name = f"generation {proposal.generation}: {proposal.operator}{parents}"
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=proposal.params,
+            distributions=sampler.space.distributions(),
+            user_attrs=_description(factors, name) | proposal.origin,
+        )
+        return Asked(self._add(trial), factors, False)
+
+    def tell(self, number: int, measurements: Sequence[Measurement]) -> float:
+        """Close a trial with its perplexity, or as failed with the first reason; return it, NaN if failed.
+
+        Args:
+            number: Of a trial that was asked for and is still running.
+            measurements: All of the candidate's, on the search documents.
+        """
+        value = perplexity(measurements)
+        if math.isfinite(value):
+            by_depth = {f"{entry.depth:.2f}": round(perplexity([entry]), 6) for entry in measurements}
+            self._close(number, TrialState.COMPLETE, value, "perplexity_by_depth", dict(sorted(by_depth.items())))
+            return value
+        reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
+        self._close(number, TrialState.FAIL, None, "failure", reasons[0] if reasons else f"perplexity is {value}")
+        return math.nan
+
+    def _add(self, trial: FrozenTrial) -> int:
+        trial.number = len(self._trials)  # as the storage counts too, since there is one writer
+
+        def write() -> None:
+            trial._trial_id = self._storage.create_new_trial(self._study_id, template_trial=trial)
+
+        def is_there() -> bool:
+            stored = self.study.get_trials(deepcopy=False)
+            if len(stored) > trial.number:
+                trial._trial_id = stored[trial.number]._trial_id
+            return len(stored) > trial.number
+
+        _persist(write, is_there)
+        self._trials.append(trial)
+        return trial.number
+
+    def _close(self, number: int, state: TrialState, value: float | None, key: str, note: object) -> None:
+        trial = self._trials[number]
+        values = None if value is None else [value]
+
+        def write() -> None:
+            self._storage.set_trial_user_attr(trial._trial_id, key, note)
+            self._storage.set_trial_state_values(trial._trial_id, state, values)
+
+        _persist(write, lambda: self._storage.get_trial(trial._trial_id).state.is_finished())
+        # a new object: samplers may hold the old one
+        self._trials[number] = closed = copy(trial)
+        closed.user_attrs = {**trial.user_attrs, key: note}
+        closed.state, closed.value, closed.datetime_complete = state, value, datetime.now()
+
+
+def _persist(write: Callable[[], None], is_done: Callable[[], bool]) -> None:
+    """Write to the storage; a server that is away for a while is waited for.
 
     Args:
-        study: The ledger; it may hold the trial already.
-        factors: The formula's; its `method` names the trial.
-    """
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        if attributes.get(CANDIDATE) == candidate_key(factors) and attributes.get(METHOD) == factors.method:
-            return Asked(trial.number, factors, trial.state.is_finished())
-    params = {lambda_name(pair): value for pair, value in enumerate(factors.values)}
-    attributes = _description(factors, f"{factors.method} at temperature {factors.attention_temperature:.4g}")
-    trial = create_trial(
-        state=TrialState.RUNNING,
-        params=params,
-        distributions={name: FloatDistribution(value, value) for name, value in params.items()},
-        user_attrs=attributes,
-    )
-    return Asked(_add(study, trial), factors, False)
-
-
-def asked_before(study: optuna.Study, sampler: JointSampler) -> list[Asked]:
-    """Return the searched candidates that the study holds, in the order in which they were asked for."""
-    return [
-        Asked(trial.number, sampler.space.candidate(trial.params, method=sampler.method), trial.state.is_finished())
-        for trial in sampler.searched_trials(study)
-    ]
-
-
-def ask_candidate(study: optuna.Study, sampler: JointSampler) -> Asked:
-    """Return the sampler's next candidate.
-
-    Its trial enters the storage whole, in one write: a process that dies leaves it there or not at all, and a journal
-    of 64 factors costs no more than one of 16.
-
-    Args:
-        study: The ledger.
-        sampler: What chooses.
+        write: What to do.
+        is_done: Whether an earlier try was carried out although its answer was lost.
 
     Raises:
-        SpaceExhaustedError: The sampler found nothing that is new.
+        OSError: The server stays away.
     """
-    proposal = sampler.propose(sampler.searched_trials(study))
-    factors = sampler.space.candidate(proposal.params, method=sampler.method)
-    parents = f" of {' and '.join(map(str, proposal.parents))}" if proposal.parents else ""
-    trial = create_trial(
-        state=TrialState.RUNNING,
-        params=proposal.params,
-        distributions=sampler.space.distributions(),
-        user_attrs=_description(factors, f"generation {proposal.generation}: {proposal.operator}{parents}")
-        | proposal.origin,
-    )
-    return Asked(_add(study, trial), factors, False)
-
-
-def tell(study: optuna.Study, trial: int, measurements: Sequence[Measurement]) -> float:
-    """Close a trial with its perplexity, or as failed with the first reason; return the perplexity, NaN if failed.
-
-    Args:
-        study: The ledger.
-        trial: Number of one that was asked for and is still running.
-        measurements: All of the candidate's, on the search documents.
-    """
-    value = perplexity(measurements)
-    if math.isfinite(value):
-        by_depth = {f"{entry.depth:.2f}": round(perplexity([entry]), 6) for entry in measurements}
-        _annotate(study, trial, "perplexity_by_depth", dict(sorted(by_depth.items())))
-        study.tell(trial, value)
-        return value
-    reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
-    _annotate(study, trial, "failure", reasons[0] if reasons else f"perplexity is {value}")
-    study.tell(trial, state=TrialState.FAIL)
-    return math.nan
+    deadline = monotonic() + PATIENCE_SECONDS
+    is_again = False
+    while True:
+        try:
+            if not (is_again and is_done()):
+                write()
+        except StorageInternalError as error:
+            reason = without_password(str(error.__cause__ or error).strip().splitlines()[0])
+            if monotonic() > deadline:
+                raise OSError(
+                    f"the study's storage must answer within {PATIENCE_SECONDS:g} seconds, got {reason}. "
+                    "Start its server again."
+                ) from error
+            logger.warning("the study's storage does not answer and is tried again: %s", reason)
+            is_again = True
+            sleep(PAUSE_SECONDS)
+        else:
+            return
 
 
 def _description(factors: RescaleFactors, name: str) -> dict[str, str | int | float | list[int]]:
@@ -193,13 +266,3 @@ def _description(factors: RescaleFactors, name: str) -> dict[str, str | int | fl
         "attention_temperature": factors.attention_temperature,
     }
     return attributes if factors.critical_dim is None else attributes | {"critical_dim": factors.critical_dim}
-
-
-def _add(study: optuna.Study, trial: FrozenTrial) -> int:
-    study.add_trial(trial)
-    return study.get_trials(deepcopy=False)[-1].number  # there is one driver, so it is the last
-
-
-def _annotate(study: optuna.Study, trial: int, key: str, value: object) -> None:
-    storage = study._storage  # a trial that was not made by study.ask has no public way to be annotated
-    storage.set_trial_user_attr(storage.get_trial_id_from_study_id_trial_number(study._study_id, trial), key, value)

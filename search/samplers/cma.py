@@ -82,6 +82,11 @@ class CmaSampler(JointSampler):
         for trial in earlier[len(self._points) :]:  # asked for by a process that is gone
             self._update_until(trial.user_attrs[GENERATION], earlier)
             self._points.append(self._optimizer.ask())
+            if self.space.to_params(*from_point(self._points[-1])) != trial.params:
+                raise ValueError(
+                    f"a search must be taken up with the libraries that it began with, got another point than trial "
+                    f"{trial.number} has. Restore cmaes and numpy as they were, or start a new run."
+                )
         self._update_until(self._num_updates_due(earlier), earlier)
         point = self._optimizer.ask()
         self._points.append(point)

@@ -1,7 +1,7 @@
 """What our samplers share: joint candidates, whose trials are whose, and when a candidate may learn from another."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from optuna.distributions import BaseDistribution
@@ -85,13 +85,12 @@ class JointSampler(BaseSampler):
             SpaceExhaustedError: There is nothing new to try.
         """
 
-    def searched_trials(self, study: Study) -> list[FrozenTrial]:
-        """Return the trials of searched candidates, in the order in which they were asked for.
+    def searched(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+        """Return those of a study's trials that are searched candidates, in the same order.
 
         One that was left by a process that died before all its parameters were written is no candidate.
         """
         num_params = len(self.space.distributions())
-        trials = study.get_trials(deepcopy=False)
         return [trial for trial in trials if GENERATION in trial.user_attrs and len(trial.params) == num_params]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -104,7 +103,8 @@ class JointSampler(BaseSampler):
         """Return the next candidate's parameters and note its origin in the trial's user attributes."""
         if not search_space:
             return {}
-        proposal = self.propose([other for other in self.searched_trials(study) if other.number < trial.number])
+        others = (other for other in study.get_trials(deepcopy=False) if other.number < trial.number)
+        proposal = self.propose(self.searched(others))
         for key, value in proposal.origin.items():
             # Optuna's own samplers reach the storage like this: a sampler has no public way to annotate its trial.
             study._storage.set_trial_user_attr(trial._trial_id, key, value)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from results.measurement import Measurement, candidate_key
-from search.study import ask_candidate, open_storage, open_study, tell
+from search.study import Trials, open_storage, open_study
 from tests.benchmarks.utilisation import make_sampler
 
 NUM_TRIALS = 1344
@@ -35,14 +35,15 @@ def report(url: str | None, folder: Path, num_trials: int) -> None:
     """Print what the storage costs over the whole study and at its end."""
     name = "journal" if url is None else url.partition(":")[0]
     study = open_study(f"ledger {time.time_ns()}", storage=open_storage(url, run_dir=folder), identity={}, note="")
+    trials = Trials(study)
     sampler = make_sampler(NUM_TRIALS, 64, "generational")
     with_sampler, alone = [], []
     for _ in range(num_trials):
         begun = time.perf_counter()
-        sampler.propose(sampler.searched_trials(study))  # without the ledger; asking again gives the same
+        sampler.propose(trials.searched(sampler))  # without the ledger; asking again gives the same
         proposed = time.perf_counter()
-        asked = ask_candidate(study, sampler)
-        tell(study, asked.trial, measurements(candidate_key(asked.factors), asked.factors.values[-1]))
+        asked = trials.ask_candidate(sampler)
+        trials.tell(asked.trial, measurements(candidate_key(asked.factors), asked.factors.values[-1]))
         with_sampler.append(time.perf_counter() - proposed)
         alone.append(with_sampler[-1] - (proposed - begun))
     mean, last = sum(alone) / num_trials, sum(alone[-100:]) / min(100, num_trials)

@@ -23,7 +23,6 @@ from typing import ParamSpec, TypeVar
 from unittest import mock
 
 import numpy as np
-import optuna
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -35,10 +34,9 @@ from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.evolution import Ledger, evolve
 from search.progress import Plan, SearchProgress
-from search.samplers.joint import JointSampler
 from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
-from search.study import Asked, ask_candidate, open_storage, open_study, tell
+from search.study import Trials, open_storage, open_study
 from workers.pool import RayPool
 from workers.scorer import Scorer, Task
 
@@ -47,7 +45,6 @@ SIGMA = 0.5
 TASKS_PER_WORKER = 2
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Ask = Callable[[optuna.Study, JointSampler], Asked]
 
 
 def main() -> None:
@@ -64,7 +61,7 @@ def main() -> None:
     logging.getLogger("search").setLevel(logging.ERROR)
     table = Table(title=f"documents of {options.seconds:g} s, log-normal sigma {SIGMA}, {options.pairs} pairs")
     for heading in ("workers", "order", "utilisation", "documents/s", "driver ms/document", "ledger ms/trial", "tasks"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for kind, counts in (("actors", options.actors), ("simulated", options.simulated)):
         for num_workers in counts:
             for order in options.orders:
@@ -82,12 +79,12 @@ def run(
     make_scorer = simulated if kind == "simulated" else actors
     scorer = Watched(make_scorer(num_workers, options.seconds))
     sampler = make_sampler(num_candidates, options.pairs, "steady" if order == "steady" else "generational")
-    with tempfile.TemporaryDirectory() as folder, ledger_timer() as (ledger_seconds, ask):
+    with tempfile.TemporaryDirectory() as folder, ledger_timer() as ledger_seconds:
         ledger = make_ledger(scorer, Path(folder), options.storage)
         scorer.begin()
         cpu = time.process_time()
         if order == "barrier":
-            in_barriers(ledger, sampler, num_workers, ask)
+            in_barriers(ledger, sampler, num_workers)
         else:
             evolve(ledger, sampler, batches(1), schedule="steady" if order == "steady" else "generational")
         cpu = time.process_time() - cpu
@@ -105,13 +102,13 @@ def run(
     )
 
 
-def in_barriers(ledger: Ledger, sampler: LongRoPE2Sampler, num_workers: int, ask: Ask) -> None:
+def in_barriers(ledger: Ledger, sampler: LongRoPE2Sampler, num_workers: int) -> None:
     """As the published code: batches of one whole candidate per worker, and all wait for the slowest."""
     left = sum(sampler.generation_sizes)
     sizes = deque(sampler.generation_sizes)
     while left:
         size = min(num_workers, sizes[0])
-        asked = [ask(ledger.study, sampler) for _ in range(size)]
+        asked = [ledger.trials.ask_candidate(sampler) for _ in range(size)]
         ledger.score(asked, batches(NUM_DOCUMENTS))
         left -= size
         sizes[0] -= size
@@ -145,7 +142,7 @@ def make_ledger(scorer: Scorer, folder: Path, url: str | None) -> Ledger:
     study = open_study(f"utilisation {time.time_ns()}", storage=storage, identity={}, note="")
     plan = Plan(model="", original_length=1, target_length=2, num_candidates=1, num_documents=1)
     progress = SearchProgress(plan, console=Console(file=io.StringIO()))
-    return Ledger(study=study, scorer=scorer, store=MeasurementStore(folder), progress=progress)
+    return Ledger(trials=Trials(study), scorer=scorer, store=MeasurementStore(folder), progress=progress)
 
 
 def seconds_of(candidate: str, document: str, mean_seconds: float) -> float:
@@ -336,8 +333,8 @@ class Seconds:
 
 
 @contextmanager
-def ledger_timer() -> Iterator[tuple[Seconds, Ask]]:
-    """Count the time that asking (storage and sampler) and telling take; yield it and the counted `ask_candidate`."""
+def ledger_timer() -> Iterator[Seconds]:
+    """Count the time that writing trials to the storage takes; the sampler's is the driver's."""
     spent = Seconds()
 
     def timed(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -350,9 +347,11 @@ def ledger_timer() -> Iterator[tuple[Seconds, Ask]]:
 
         return call
 
-    ask = timed(ask_candidate)
-    with mock.patch("search.evolution.ask_candidate", ask), mock.patch("search.evolution.tell", timed(tell)):
-        yield spent, ask
+    with (
+        mock.patch.object(Trials, "_add", timed(Trials._add)),
+        mock.patch.object(Trials, "_close", timed(Trials._close)),
+    ):
+        yield spent
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rope.factors import RescaleFactors
 from search.evolution import Ledger
 from search.progress import Plan, SearchProgress
 from search.space import SearchSpace
+from search.study import Trials
 from workers.scorer import Scorer, Task
 
 Loss = Callable[[RescaleFactors, str], float]
@@ -131,6 +132,6 @@ def make_ledger(tmp_path: Path) -> Callable[[Scorer], Ledger]:
     def make(scorer: Scorer) -> Ledger:
         progress = SearchProgress(PLAN, console=Console(file=io.StringIO()))
         store = MeasurementStore(tmp_path)
-        return Ledger(study=optuna.create_study(), scorer=scorer, store=store, progress=progress)
+        return Ledger(trials=Trials(optuna.create_study()), scorer=scorer, store=store, progress=progress)
 
     return make

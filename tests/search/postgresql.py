@@ -5,9 +5,11 @@ import pwd
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 USER = "ropewalk"
 PASSWORD = "s3cret@/:word"
@@ -18,9 +20,24 @@ class NoPostgresqlError(Exception):
     """There is no server on this machine, or nobody to run it as."""
 
 
+class Server(NamedTuple):
+    """A running server."""
+
+    address: str
+    """Host and port."""
+    start: Callable[[], None]
+    """Starts it again after `stop`."""
+    stop: Callable[[], None]
+    """Stops it at once, as a crash does."""
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://{USER}:{quote(PASSWORD, safe='')}@{self.address}/postgres"
+
+
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """Yield `host:port` of a server with the user and password above and the database `postgres`."""
+def postgresql(folder: Path) -> Iterator[Server]:
+    """Yield a server with the user and password above and the database `postgres`."""
     binaries = _binaries()
     data, secret = folder / "data", folder / "password"
     secret.write_text(PASSWORD)
@@ -30,11 +47,12 @@ def postgresql(folder: Path) -> Iterator[str]:
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
     start: list[str | Path] = [binaries / "pg_ctl", "start", "--wait"]
     start += [f"--pgdata={data}", f"--log={folder / 'log'}", f"--options={options}"]
+    stop: list[str | Path] = [binaries / "pg_ctl", "stop", "--mode=immediate", f"--pgdata={data}"]
     _run(start, account)
     try:
-        yield f"127.0.0.1:{port}"
+        yield Server(f"127.0.0.1:{port}", lambda: _run(start, account), lambda: _run(stop, account))
     finally:
-        _run([binaries / "pg_ctl", "stop", "--mode=immediate", f"--pgdata={data}"], account)
+        _run(stop, account)
 
 
 def _binaries() -> Path:

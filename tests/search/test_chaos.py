@@ -69,13 +69,20 @@ class Driver:
         self._process.kill()
         self._process.wait()
 
+    def terminate(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+
     def is_running(self) -> bool:
         assert self._process is not None
         return self._process.poll() is None
 
-    def finish(self) -> None:
+    def wait(self) -> int:
         assert self._process is not None
-        assert self._process.wait(PATIENCE_SECONDS) == 0, self.log()
+        return self._process.wait(PATIENCE_SECONDS)
+
+    def finish(self) -> None:
+        assert self.wait() == 0, self.log()
 
     def log(self) -> str:
         return self._log.read_text()
@@ -215,3 +222,55 @@ def test_a_node_is_removed_and_another_added_during_a_search(cluster: Cluster, t
     status = read_status(run)
     assert (status.state, status.num_failed) == ("finished", 0)
     assert status.num_candidates == status.total_candidates
+
+
+def test_a_job_that_is_told_to_stop_gives_its_workers_back_and_says_how_to_resume(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    driver = Driver(
+        [*SEARCH, "--target-length=512", "--workers=2", f"--run-dir={run}"], tmp_path / "log", address=cluster.address
+    )
+    try:
+        driver.start()
+        wait_until(lambda: num_measured(run) >= 30, driver)
+        driver.terminate()  # as `ray job stop` does; Ray sets a handler of its own for it
+        assert driver.wait() == 2
+    finally:
+        driver.end()
+    assert f"resume with: ropewalk search --resume --run-dir {run}" in driver.log()
+    assert "Traceback" not in driver.log()
+    assert (read_status(run).state, read_status(run).num_documents) == ("stopped", num_measured(run))
+    deadline = time.monotonic() + 30
+    while worker_pids(cluster):
+        assert time.monotonic() < deadline, "the workers are still there"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_goes_away_ends_the_run_with_one_line_and_it_goes_on_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    run = tmp_path / "run"
+    command = [*SEARCH, "--target-length=512", f"--run-dir={run}", "--evolution.num-generations=2"]
+    driver = Driver([*command, "--workers=1"], tmp_path / "log", address=cluster.address)
+    try:
+        driver.start()
+        wait_until(lambda: num_measured(run) >= 30, driver)
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+        assert driver.wait() == 2
+    finally:
+        driver.end()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+    assert f"resume with: ropewalk search --resume --run-dir {run}" in driver.log()
+    last = [line for line in driver.log().splitlines() if line.startswith("ropewalk: error: ")]
+    assert len(last) == 1
+    assert "Traceback" not in driver.log()
+    assert read_status(run).state == "failed"
+    elsewhere = Driver([*command, "--resume"], tmp_path / "second.log", address="")
+    elsewhere.start()
+    elsewhere.finish()
+    written = rows_as_written(run)
+    assert len(written) == len(set(written))

@@ -7,7 +7,6 @@ import numpy as np
 import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.trial import TrialState
 
 from rope.factors import RescaleFactors
 from rope.methods import METHODS
@@ -15,7 +14,8 @@ from search.monotone_space import TEMPERATURE, MonotoneSpace
 from search.samplers.cma import CmaConfig, CmaSampler, from_point, to_point
 from search.samplers.joint import GENERATION, Schedule
 from search.space import lambda_name
-from search.study import Asked, ask_candidate, ask_formula
+from search.study import Asked, Trials
+from tests.search.telling import tell
 
 CONFIG = CmaConfig(population_size=6, num_generations=8)
 
@@ -37,12 +37,12 @@ def loss(factors: RescaleFactors) -> float:
 
 def run(study: optuna.Study, sampler: CmaSampler, num: int, *, reverse: bool = False) -> list[RescaleFactors]:
     """Ask and tell whole generations, told in either order; return all candidates in the order asked."""
-    found = []
+    trials, found = Trials(study), []
     for _ in range(num // CONFIG.population_size):
-        asked = [ask_candidate(study, sampler) for _ in range(CONFIG.population_size)]
-        for trial, factors, _ in reversed(asked) if reverse else asked:
-            study.tell(trial, loss(factors))
-        found += [factors for _, factors, _ in asked]
+        generation = [trials.ask_candidate(sampler) for _ in range(CONFIG.population_size)]
+        for asked in reversed(generation) if reverse else generation:
+            tell(trials, asked, loss(asked.factors))
+        found += [asked.factors for asked in generation]
     return found
 
 
@@ -99,12 +99,12 @@ def test_a_new_sampler_over_the_same_storage_goes_on_as_if_nothing_had_happened(
 
 def test_formulas_are_left_alone_and_failures_count_as_the_worst() -> None:
     study = optuna.create_study()
-    ask_formula(study, formula("yarn"))
+    trials = Trials(study)
+    trials.ask_formula(formula("yarn"))
     sampler = make_sampler()
-    asked = [ask_candidate(study, sampler).trial for _ in range(6)]
-    for place, trial in enumerate(asked):
-        study.tell(trial, None if place == 0 else float(place), state=TrialState.FAIL if place == 0 else None)
-    factors = ask_candidate(study, sampler).factors
+    for place, asked in enumerate([trials.ask_candidate(sampler) for _ in range(6)]):
+        tell(trials, asked, None if place == 0 else float(place))
+    factors = trials.ask_candidate(sampler).factors
     assert study.trials[-1].user_attrs[GENERATION] == 1
     assert study.trials[-1].user_attrs["operator"] == "cma"
     assert np.isfinite(factors.values).all()
@@ -145,16 +145,17 @@ def test_factors_at_a_bound_that_is_no_round_number_stay_inside_their_distributi
 def steady(study: optuna.Study, sampler: CmaSampler, num: int, *, workers: int, seed: int) -> list[RescaleFactors]:
     """Ask whenever a worker is free; who finishes first is drawn. Return all candidates in the order asked."""
     rng = np.random.default_rng(seed)
+    trials = Trials(study)
     running: list[Asked] = []
     found = []
     for _ in range(num):
         if len(running) == workers:
             asked = running.pop(int(rng.integers(workers)))
-            study.tell(asked.trial, loss(asked.factors))
-        running.append(ask_candidate(study, sampler))
+            tell(trials, asked, loss(asked.factors))
+        running.append(trials.ask_candidate(sampler))
         found.append(running[-1].factors)
     for asked in running:
-        study.tell(asked.trial, loss(asked.factors))
+        tell(trials, asked, loss(asked.factors))
     return found
 
 
@@ -180,4 +181,13 @@ def test_a_new_sampler_takes_up_a_steady_search_where_it_was(tmp_path: Path, num
     old = make_sampler(schedule="steady")
     steady(study, old, num_before, workers=4, seed=1)
     fresh = make_sampler(schedule="steady")
-    assert fresh.propose(fresh.searched_trials(study)) == old.propose(old.searched_trials(study))
+    trials = study.get_trials()
+    assert fresh.propose(fresh.searched(trials)) == old.propose(old.searched(trials))
+
+
+def test_a_study_that_was_not_asked_for_by_this_optimiser_is_refused() -> None:
+    study = optuna.create_study()
+    run(study, make_sampler(), 12)
+    other = make_sampler(seed=1)
+    with pytest.raises(ValueError, match=r"^a search must be taken up with the libraries that it began with, got"):
+        other.propose(other.searched(study.get_trials()))

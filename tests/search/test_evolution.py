@@ -24,7 +24,7 @@ from search.progress import Plan, SearchProgress
 from search.samplers.joint import GENERATION, METHOD, Schedule
 from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import Genome, SearchSpace
-from search.study import ask_candidate, ask_formula, open_storage, open_study
+from search.study import Trials, open_storage, open_study
 from workers.scorer import Scorer
 
 MakeScorer = Callable[..., Scorer]
@@ -56,7 +56,7 @@ def test_the_papers_budget_comes_close_to_a_hidden_optimum(
     for seed in range(3):
         ledger = make_ledger(make_scorer(loss))
         found = evolve(ledger, LongRoPE2Sampler(space, EvolutionConfig(), seed=seed), [("a",)])
-        trials = ledger.study.get_trials(deepcopy=False)
+        trials = ledger.trials.study.get_trials(deepcopy=False)
         initial = [math.log(trial.values[0]) for trial in trials if trial.user_attrs[GENERATION] == 0]
         best = loss(found[0].factors, "a")
         assert len(trials) == 1344
@@ -79,7 +79,7 @@ def test_capacity_and_completion_order_change_no_result(
         ledger = make_ledger(scorer)
         scored = measure_formulas(ledger, formulas(space), BATCHES)
         found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=seed), BATCHES)
-        trials = ledger.study.get_trials()
+        trials = ledger.trials.study.get_trials()
         return [*scored, *found], [(trial.params, trial.value, trial.user_attrs) for trial in trials]
 
     expected = search(make_scorer(loss))
@@ -93,12 +93,12 @@ def test_formulas_and_candidates_are_trials_of_one_study(
     ledger = make_ledger(make_scorer(distance_to(space.factors(HIDDEN, method="hidden"))))
     scored = measure_formulas(ledger, formulas(space), BATCHES)
     found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
-    trials = ledger.study.get_trials()
+    trials = ledger.trials.study.get_trials()
     assert [trial.user_attrs[METHOD] for trial in trials] == ["none", "linear", "yarn"] + [LongRoPE2Sampler.method] * 48
     assert [entry.perplexity for entry in scored] == [trial.value for trial in trials[:3]]
     assert sorted(trial.values[0] for trial in trials[3:]) == [entry.perplexity for entry in found]
     assert best_of([*scored, *found]) == found[0]
-    assert ledger.study.best_value == found[0].perplexity
+    assert ledger.trials.study.best_value == found[0].perplexity
 
 
 def test_every_measurement_is_stored_and_counted(
@@ -122,7 +122,7 @@ def test_perplexities_of_other_documents_leave_no_trial(
     one, other, _ = formulas(space)
     expected = pytest.approx(math.exp(3.0))
     assert ledger.perplexities([one, other], BATCHES) == {candidate_key(one): expected, candidate_key(other): expected}
-    assert ledger.study.get_trials() == []
+    assert ledger.trials.study.get_trials() == []
     assert ledger.progress.num_candidates == 0
 
 
@@ -136,7 +136,7 @@ def test_failed_candidates_are_left_out_and_their_reasons_kept(
 
     ledger = make_ledger(make_scorer(loss))
     found = evolve(ledger, LongRoPE2Sampler(space, SMALL, seed=0), BATCHES)
-    failed = [trial for trial in ledger.study.get_trials() if trial.state == TrialState.FAIL]
+    failed = [trial for trial in ledger.trials.study.get_trials() if trial.state == TrialState.FAIL]
     assert failed
     assert {trial.params["critical_dim"] for trial in failed} == {4}
     assert {trial.user_attrs["failure"] for trial in failed} == {"cannot read b"}
@@ -161,7 +161,7 @@ def test_formulas_that_all_fail_stop_the_run_with_the_first_reason(
     message = r"^at least one formula must be measurable, got 3 failures, the first: cannot read a\. Mend its cause"
     with pytest.raises(ValueError, match=message):
         measure_formulas(ledger, formulas(space), BATCHES)
-    assert [trial.state for trial in ledger.study.get_trials()] == [TrialState.FAIL] * 3
+    assert [trial.state for trial in ledger.trials.study.get_trials()] == [TrialState.FAIL] * 3
 
 
 def test_formulas_whose_perplexity_is_beyond_all_numbers_stop_the_run_too(
@@ -193,7 +193,7 @@ def test_a_space_without_anything_new_ends_the_search_with_a_warning_and_no_tria
     assert len(found) == 10
     assert len(caplog.messages) == 1
     assert caplog.messages[0] == "the search ends early: the space holds no more than 10 candidates to begin with"
-    assert {trial.state for trial in ledger.study.get_trials()} == {TrialState.COMPLETE}
+    assert {trial.state for trial in ledger.trials.study.get_trials()} == {TrialState.COMPLETE}
 
 
 def test_an_exhausted_space_has_been_measured_to_its_last_candidate(
@@ -202,7 +202,7 @@ def test_an_exhausted_space_has_been_measured_to_its_last_candidate(
     config = EvolutionConfig(population_size=4, num_parents=4, num_mutations=4, num_crossovers=0, num_generations=9)
     ledger = make_ledger(make_scorer(lambda factors, document: factors.values[-1] / 10))
     assert len(evolve(ledger, LongRoPE2Sampler(tiny_space, config, seed=0), BATCHES)) == 10
-    assert not [trial for trial in ledger.study.get_trials() if trial.state == TrialState.RUNNING]
+    assert not [trial for trial in ledger.trials.study.get_trials() if trial.state == TrialState.RUNNING]
 
 
 def test_the_flat_start_at_the_theoretical_critical_dimension_is_the_formula_itself(
@@ -222,10 +222,11 @@ def test_equal_candidates_are_measured_once_and_both_trials_are_told(
 ) -> None:
     ledger = make_ledger(make_scorer(lambda factors, document: 1.0))
     formula = formulas(space)[0]
-    asked = [ask_formula(ledger.study, formula), ask_candidate(ledger.study, LongRoPE2Sampler(space, SMALL, seed=0))]
+    sampler = LongRoPE2Sampler(space, SMALL, seed=0)
+    asked = [ledger.trials.ask_formula(formula), ledger.trials.ask_candidate(sampler)]
     scored = ledger.score([entry._replace(factors=formula) for entry in asked], BATCHES)
     assert [entry.perplexity for entry in scored] == [math.e, math.e]
-    assert [trial.value for trial in ledger.study.trials] == [math.e, math.e]
+    assert [trial.value for trial in ledger.trials.study.trials] == [math.e, math.e]
     assert ledger.progress.num_documents == sum(map(len, BATCHES))
 
 
@@ -247,7 +248,7 @@ def test_the_steady_schedule_has_the_same_budget_and_no_barrier(
     ledger = make_ledger(scorer)
     sampler = LongRoPE2Sampler(space, SMALL, seed=0, schedule="steady")
     found = evolve(ledger, sampler, BATCHES, schedule="steady")
-    trials = ledger.study.get_trials()
+    trials = ledger.trials.study.get_trials()
     assert len(found) == len(trials) == 48
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     starts = [trial.datetime_start for trial in trials]
@@ -289,7 +290,7 @@ class Resumable:
         store = MeasurementStore(self._folder)
         progress = SearchProgress(PLAN, console=Console(file=io.StringIO()))
         ledger = Ledger(
-            study=study,
+            trials=Trials(study),
             scorer=make_scorer(mortal, capacity=capacity, rng=np.random.default_rng(seed)),
             store=store,
             progress=progress,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import optuna
 import pytest
 import ray
 import torch
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
-from results.run_lock import RunLock
-from results.status import read_status
+from results.run_lock import LOCK, RunLock
+from results.status import read_status, write_status
 from results.store import read_measurements
 from results.summary import Summary
 from rope.factors import load_factors
@@ -89,7 +91,7 @@ def test_every_measurement_is_stored_and_counted(finished: Path) -> None:
 
 
 def test_the_study_names_formulas_and_origins(finished: Path) -> None:
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(finished / JOURNAL)))
+    storage = JournalStorage(JournalFileBackend(str(finished / JOURNAL)))
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
     assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
@@ -211,12 +213,13 @@ def test_where_there_is_nothing_to_resume_nothing_is_made(tmp_path: Path, capsys
 def test_a_finished_run_is_shown_when_it_is_resumed_and_refused_when_it_is_started_again(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*") if path.name != LOCK}
     assert main(["search", "--resume", f"--run-dir={finished}"]) == 0
     assert str(finished) in capsys.readouterr().out
     assert search(finished) == 2
     assert "got one that already holds a finished run" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*.*") if path.name != LOCK}
+    assert after == before
 
 
 def test_the_status_of_a_run_is_told(
@@ -253,10 +256,34 @@ def test_a_run_goes_on_from_its_copy_on_another_machine(finished: Path, interrup
         interrupt_after(9, monkeypatch)
         assert search(interrupted, f"--mirror={url}") == 2
     shutil.rmtree(interrupted)  # the machine is gone
-    assert main(["search", "--resume", f"--run-dir={interrupted}", f"--mirror={url}"]) == 0
-    one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, interrupted))
+    model, elsewhere = shutil.copytree(MODEL, tmp_path / "model"), tmp_path / "other" / "name"
+    assert main(["search", "--resume", f"--run-dir={elsewhere}", f"--mirror={url}", f"--model={model}"]) == 0
+    one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, elsewhere))
     assert two.methods == one.methods
-    assert not read_measurements(interrupted).duplicated(["candidate", "document"]).any()
+    assert not read_measurements(elsewhere).duplicated(["candidate", "document"]).any()
+    storage = JournalStorage(JournalFileBackend(str(elsewhere / JOURNAL)))
+    assert len(optuna.get_all_study_names(storage)) == 1  # the one that it began with
+
+
+def test_a_run_is_not_taken_up_with_another_model(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(MODEL, tmp_path / "model")
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    assert main(["search", "--resume", f"--run-dir={interrupted}", f"--model={other}"]) == 2
+    assert "got another value of model_fingerprint than" in capsys.readouterr().err
+
+
+def test_a_run_whose_driver_died_after_the_summary_is_finished_when_it_is_resumed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    write_status(run, replace(read_status(run), state="running"))
+    assert main(["search", "--resume", f"--run-dir={run}", f"--mirror={tmp_path / 'copy'}"]) == 0
+    assert read_status(run).state == "finished"
+    assert (tmp_path / "copy" / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
 
 
 def test_the_script_for_ray_jobs_is_the_same_program_from_any_folder(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from rope.linear import linear_factors
 from search.samplers.joint import GENERATION, SpaceExhaustedError
 from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
-from search.study import Asked, ask_candidate, ask_formula
+from search.study import Asked, Trials
+from tests.search.telling import tell
 
 SMALL = EvolutionConfig(population_size=12, num_parents=6, num_mutations=3, num_crossovers=3, num_generations=4)
 NUM_TRIALS = 12 + 4 * 6
@@ -42,15 +43,11 @@ def run(
     fails: Callable[[int], bool] = lambda number: False,
 ) -> list[FrozenTrial]:
     """Ask and tell every generation; the trials of one are told in the given order."""
-    sampler = LongRoPE2Sampler(space, config, seed=seed)
+    trials, sampler = Trials(study), LongRoPE2Sampler(space, config, seed=seed)
     for size in sampler.generation_sizes:
-        asked = [ask_candidate(study, sampler) for _ in range(size)]
+        asked = [trials.ask_candidate(sampler) for _ in range(size)]
         for place in order(size):
-            trial = asked[place].trial
-            if fails(trial):
-                study.tell(trial, state=TrialState.FAIL)
-            else:
-                study.tell(trial, value_of(asked[place]))
+            tell(trials, asked[place], None if fails(asked[place].trial) else value_of(asked[place]))
     return study.get_trials()
 
 
@@ -111,10 +108,10 @@ def test_a_new_sampler_over_the_same_storage_continues_identically(
     optuna.create_study(study_name="interrupted", storage=open_storage())
     for num in (num_before, 20 - num_before):
         study = optuna.load_study(study_name="interrupted", storage=open_storage())
-        sampler = LongRoPE2Sampler(space, config, seed=0)
+        trials, sampler = Trials(study), LongRoPE2Sampler(space, config, seed=0)
         for _ in range(num):
-            asked = ask_candidate(study, sampler)
-            study.tell(asked.trial, value_of(asked))
+            asked = trials.ask_candidate(sampler)
+            tell(trials, asked, value_of(asked))
     assert candidates(study.get_trials()) == expected
 
 
@@ -175,13 +172,13 @@ def test_a_space_smaller_than_the_population_ends_the_search_with_its_reason(tin
 def test_formulas_in_the_same_study_change_no_candidate(space: SearchSpace) -> None:
     expected = [trial.params for trial in run(space, study=optuna.create_study())]
     linear = linear_factors(32, 1e4, original_length=256, target_length=2048)
-    study, sampler = optuna.create_study(), LongRoPE2Sampler(space, SMALL, seed=0)
+    trials, sampler = Trials(optuna.create_study()), LongRoPE2Sampler(space, SMALL, seed=0)
     for number in range(NUM_TRIALS):
         if number % 7 == 0:
-            study.tell(ask_formula(study, linear.with_temperature(1 + number / 100)).trial, 0.0)
-        asked = ask_candidate(study, sampler)
-        study.tell(asked.trial, value_of(asked))
-    assert [params for params, _ in candidates(study.get_trials())] == expected
+            tell(trials, trials.ask_formula(linear.with_temperature(1 + number / 100)), 0.0)
+        asked = trials.ask_candidate(sampler)
+        tell(trials, asked, value_of(asked))
+    assert [params for params, _ in candidates(trials.study.get_trials())] == expected
 
 
 def test_a_parameter_outside_the_space_is_refused(space: SearchSpace) -> None:
@@ -208,20 +205,20 @@ def test_optuna_s_own_ask_gives_the_same_candidates(space: SearchSpace) -> None:
         trials = [study.ask(space.distributions()) for _ in range(size)]
         for trial in trials:
             factors = space.candidate(trial.params, method="search")
-            study.tell(trial, value_of(Asked(trial.number, factors, False)))
+            study.tell(trial, math.exp(value_of(Asked(trial.number, factors, False))))
     assert [trial.params for trial in study.trials] == expected
 
 
 def steady(space: SearchSpace, study: optuna.Study, *, workers: int, num: int = NUM_TRIALS) -> list[FrozenTrial]:
     """Ask whenever a worker is free; who finishes first is drawn."""
-    sampler = LongRoPE2Sampler(space, SMALL, seed=0, schedule="steady")
+    trials, sampler = Trials(study), LongRoPE2Sampler(space, SMALL, seed=0, schedule="steady")
     rng = np.random.default_rng(0)
     running: list[Asked] = []
     for _ in range(num):
         if len(running) == workers:
             asked = running.pop(int(rng.integers(workers)))
-            study.tell(asked.trial, value_of(asked))
-        running.append(ask_candidate(study, sampler))
+            tell(trials, asked, value_of(asked))
+        running.append(trials.ask_candidate(sampler))
     return study.get_trials()
 
 

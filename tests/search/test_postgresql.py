@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from math import e
 from pathlib import Path
-from urllib.parse import quote
 
 import optuna
 import pytest
@@ -14,8 +15,11 @@ import pytest
 from results.store import read_measurements
 from results.summary import Summary
 from search.cli import main
-from search.study import open_storage
-from tests.search.postgresql import PASSWORD, USER, NoPostgresqlError, postgresql
+from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
+from search.space import SearchSpace
+from search.study import Trials, open_storage, open_study
+from tests.search.postgresql import USER, NoPostgresqlError, Server, postgresql
+from tests.search.telling import tell
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -38,18 +42,18 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Host and port of a server that lives as long as these tests."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that lives as long as these tests."""
     try:
-        with postgresql(tmp_path_factory.mktemp("postgresql")) as address:
-            yield address
+        with postgresql(tmp_path_factory.mktemp("postgresql")) as server:
+            yield server
     except NoPostgresqlError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
-def url(server: str) -> str:
-    return f"postgresql+psycopg://{USER}:{quote(PASSWORD, safe='')}@{server}/postgres"
+def url(server: Server) -> str:
+    return server.url
 
 
 def test_a_driver_that_is_killed_goes_on_from_the_server_and_ends_as_an_undisturbed_one(
@@ -88,15 +92,15 @@ def _num_measured(run: Path) -> int:
 def _assert_nobody_sees_the_password(run: Path, log: str) -> None:
     written = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert [path for path, content in written.items() if b"s3cret" in content] == []
-    assert b"***@127.0.0.1" in written[run / "config.yaml"]
+    assert f"postgresql+psycopg://{USER}@127.0.0.1".encode() in written[run / "config.yaml"]
     assert "s3cret" not in log
 
 
-def test_a_wrong_password_is_one_line_without_it(server: str, tmp_path: Path) -> None:
+def test_a_wrong_password_is_one_line_without_it(server: Server, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^--storage must be a URL that Optuna can open, got an error: .*auth"
     ) as caught:
-        open_storage(f"postgresql+psycopg://{USER}:wr0ng@{server}/postgres", run_dir=tmp_path)
+        open_storage(f"postgresql+psycopg://{USER}:wr0ng@{server.address}/postgres", run_dir=tmp_path)
     assert "\n" not in str(caught.value)
     assert "wr0ng" not in str(caught.value)
 
@@ -106,3 +110,26 @@ def test_a_server_that_is_not_there_is_one_line_in_seconds(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"^--storage must be a URL that Optuna can open, got an error: .*refused"):
         open_storage(f"postgresql+psycopg://{USER}:x@127.0.0.1:9/postgres", run_dir=tmp_path)
     assert time.monotonic() - start < 15
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for_and_nothing_is_written_twice(
+    server: Server, space: SearchSpace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = open_study("restarted", storage=open_storage(server.url, run_dir=tmp_path), identity={}, note="")
+    trials, sampler = Trials(study), LongRoPE2Sampler(space, EvolutionConfig(population_size=10), seed=0)
+    first = trials.ask_candidate(sampler)
+    server.stop()
+    threading.Timer(3.0, server.start).start()
+    tell(trials, first, 1.0)
+    assert "the study's storage does not answer and is tried again" in caplog.text
+    assert "s3cret" not in caplog.text
+    server.stop()
+    restarting = threading.Timer(3.0, server.start)
+    restarting.start()
+    second = trials.ask_candidate(sampler)
+    restarting.join()
+    tell(trials, second, 2.0)
+    stored = open_study("restarted", storage=open_storage(server.url, run_dir=tmp_path), identity={}, note="").trials
+    assert [trial.number for trial in stored] == [0, 1]
+    assert [trial.value for trial in stored] == pytest.approx([e, e**2])
+    assert sampler.searched(stored)[1].params == trials.searched(sampler)[1].params

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 from optuna_dashboard import get_note
 
@@ -20,13 +20,10 @@ from search.space import SearchSpace
 from search.study import (
     CANDIDATE,
     NAME,
-    ask_candidate,
-    ask_formula,
-    asked_before,
+    Trials,
     check_new,
     open_storage,
     open_study,
-    tell,
 )
 
 SMALL = EvolutionConfig(population_size=10, num_parents=4, num_mutations=4, num_crossovers=0, num_generations=3)
@@ -53,6 +50,11 @@ def ntk() -> RescaleFactors:
 IDENTITY: dict[str, str | int] = {"model": "a model", "target_length": 2048}
 
 
+def tell_formula(study: optuna.Study, factors: RescaleFactors, measurements: list[Measurement]) -> float:
+    trials = Trials(study)
+    return trials.tell(trials.ask_formula(factors).trial, measurements)
+
+
 def open_first(storage: BaseStorage, **changes: str | int) -> optuna.Study:
     return open_study("first", storage=storage, identity=IDENTITY | changes, note="**what it is**")
 
@@ -61,7 +63,7 @@ def test_a_new_study_is_a_journal_in_the_run_directory_and_can_be_read_again(
     tmp_path: Path, ntk: RescaleFactors
 ) -> None:
     study = open_first(open_storage(None, run_dir=tmp_path))
-    tell(study, ask_formula(study, ntk).trial, [make_measurement("a", 2.0, 1)])
+    tell_formula(study, ntk, [make_measurement("a", 2.0, 1)])
     assert [path.name for path in tmp_path.iterdir()] == [JOURNAL]
     assert study.direction == optuna.study.StudyDirection.MINIMIZE
     again = open_first(open_storage(None, run_dir=tmp_path))
@@ -73,7 +75,7 @@ def test_a_new_study_is_a_journal_in_the_run_directory_and_can_be_read_again(
 def test_any_storage_url_can_hold_the_study(tmp_path: Path, ntk: RescaleFactors) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     study = open_first(open_storage(url, run_dir=tmp_path / "never made"))
-    tell(study, ask_formula(study, ntk).trial, [make_measurement("a", 2.0, 1)])
+    tell_formula(study, ntk, [make_measurement("a", 2.0, 1)])
     assert optuna.load_study(study_name="first", storage=url).best_value == pytest.approx(math.e**2)
     assert [path.name for path in tmp_path.iterdir()] == ["studies.db"]
 
@@ -126,7 +128,7 @@ def test_a_formula_is_a_named_trial_with_its_factors_although_they_lie_outside_t
     study = optuna.create_study()
     longrope2 = longrope2_factors(32, 1e4, original_length=256, target_length=2048)
     for factors in (ntk, longrope2):
-        tell(study, ask_formula(study, factors).trial, [make_measurement("a", 1.0, 1)])
+        tell_formula(study, factors, [make_measurement("a", 1.0, 1)])
     first, second = study.get_trials()
     assert first.user_attrs == {
         NAME: "ntk at temperature 1.5",
@@ -142,8 +144,9 @@ def test_a_formula_is_a_named_trial_with_its_factors_although_they_lie_outside_t
 
 def test_a_candidate_is_what_the_parameters_of_its_trial_say(space: SearchSpace) -> None:
     study, sampler = optuna.create_study(), LongRoPE2Sampler(space, SMALL, seed=0)
+    trials = Trials(study)
     for _ in range(20):
-        number, factors, is_told = ask_candidate(study, sampler)
+        number, factors, is_told = trials.ask_candidate(sampler)
         trial = study.trials[number]
         assert (trial.state, is_told) == (TrialState.RUNNING, False)
         assert trial.user_attrs[METHOD] == factors.method == "longrope2-search"
@@ -155,27 +158,53 @@ def test_a_candidate_is_what_the_parameters_of_its_trial_say(space: SearchSpace)
             assert trial.user_attrs[NAME] == (
                 f"generation {trial.user_attrs['generation']}: mutation of {trial.user_attrs['parents'][0]}"
             )
-        study.tell(number, float(number))
+        trials.tell(number, [make_measurement("a", float(number), 10)])
 
 
 def test_a_study_that_is_taken_up_gives_back_what_was_asked(space: SearchSpace, ntk: RescaleFactors) -> None:
     study, sampler = optuna.create_study(), LongRoPE2Sampler(space, SMALL, seed=0)
-    formula = ask_formula(study, ntk)
-    candidates = [ask_candidate(study, sampler) for _ in range(3)]
-    tell(study, formula.trial, [make_measurement("a", 2.0, 1)])
-    study.tell(candidates[1].trial, 2.0)
-    assert ask_formula(study, ntk) == formula._replace(is_told=True)
-    assert asked_before(study, sampler) == [candidates[0], candidates[1]._replace(is_told=True), candidates[2]]
-    assert ask_formula(study, ntk.with_temperature(1.25)).trial == 4  # another formula is another trial
+    trials = Trials(study)
+    formula = trials.ask_formula(ntk)
+    candidates = [trials.ask_candidate(sampler) for _ in range(3)]
+    for asked in (formula, candidates[1]):
+        trials.tell(asked.trial, [make_measurement("a", 2.0, 1)])
+    for again in (trials, Trials(study)):
+        assert again.ask_formula(ntk) == formula._replace(is_told=True)
+        assert again.asked_before(sampler) == [candidates[0], candidates[1]._replace(is_told=True), candidates[2]]
+    assert Trials(study).ask_formula(ntk.with_temperature(1.25)).trial == 4  # another formula is another trial
+
+
+@pytest.mark.parametrize("kind", ["memory", "journal", "sqlite"])
+def test_what_the_writer_knows_is_what_the_storage_holds(
+    space: SearchSpace, ntk: RescaleFactors, tmp_path: Path, kind: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}" if kind == "sqlite" else None
+    storage = InMemoryStorage() if kind == "memory" else open_storage(url, run_dir=tmp_path)
+    trials, sampler = Trials(open_first(storage)), LongRoPE2Sampler(space, SMALL, seed=0)
+    trials.tell(trials.ask_formula(ntk).trial, [make_measurement("a", 2.0, 1)])
+    for number in range(12):
+        asked = trials.ask_candidate(sampler)
+        failed = make_measurement("a", math.nan, 0, "out of memory")
+        trials.tell(asked.trial, [failed if number == 3 else make_measurement("a", float(number), 10)])
+    trials.ask_candidate(sampler)
+    known, stored = trials.searched(sampler), sampler.searched(open_first(storage).get_trials())
+    for one, other in zip(known, stored, strict=True):
+        assert (one.number, one.state, one.params, one.value) == (other.number, other.state, other.params, other.value)
+        assert (one.user_attrs, one.distributions) == (other.user_attrs, other.distributions)
+        assert (one.datetime_complete is None) == (other.datetime_complete is None)
+    by_time = [
+        [trial.number for trial in sorted(found[:-1], key=lambda trial: trial.datetime_complete)]  # type: ignore[arg-type, return-value]
+        for found in (known, stored)
+    ]
+    assert by_time[0] == by_time[1]
 
 
 def test_a_trial_enters_the_journal_in_one_write(space: SearchSpace, tmp_path: Path) -> None:
-    study = open_first(open_storage(None, run_dir=tmp_path))
-    sampler = LongRoPE2Sampler(space, SMALL, seed=0)
+    trials = Trials(open_first(open_storage(None, run_dir=tmp_path)))
     before = (tmp_path / JOURNAL).read_text().count("\n")
-    asked = ask_candidate(study, sampler)
+    asked = trials.ask_candidate(LongRoPE2Sampler(space, SMALL, seed=0))
     assert (tmp_path / JOURNAL).read_text().count("\n") == before + 1
-    tell(study, asked.trial, [make_measurement("a", 2.0, 1)])
+    trials.tell(asked.trial, [make_measurement("a", 2.0, 1)])
     assert (tmp_path / JOURNAL).read_text().count("\n") == before + 3  # perplexity by depth, and the value
 
 
@@ -188,7 +217,7 @@ def test_passwords_are_kept_out_of_the_reason_why_a_storage_cannot_be_opened(tmp
 def test_a_trial_is_told_the_mean_over_documents_of_each_ones_mean_loss(ntk: RescaleFactors) -> None:
     study = optuna.create_study()
     # By hand: losses 6/3 = 2 and 4/1 = 4, mean 3
-    value = tell(study, ask_formula(study, ntk).trial, [make_measurement("a", 6.0, 3), make_measurement("b", 4.0, 1)])
+    value = tell_formula(study, ntk, [make_measurement("a", 6.0, 3), make_measurement("b", 4.0, 1)])
     assert value == study.get_trials()[0].value == pytest.approx(math.exp(3.0))
 
 
@@ -199,7 +228,7 @@ def test_a_failed_document_fails_the_trial_with_the_first_reason(ntk: RescaleFac
         make_measurement("b", math.nan, 0, "out of memory: 12 GiB"),
         make_measurement("c", math.nan, 0, "later"),
     ]
-    assert math.isnan(tell(study, ask_formula(study, ntk).trial, measurements))
+    assert math.isnan(tell_formula(study, ntk, measurements))
     trial = study.get_trials()[0]
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["failure"] == "out of memory: 12 GiB"
@@ -207,5 +236,5 @@ def test_a_failed_document_fails_the_trial_with_the_first_reason(ntk: RescaleFac
 
 def test_a_perplexity_beyond_all_numbers_fails_the_trial(ntk: RescaleFactors) -> None:
     study = optuna.create_study()
-    assert math.isnan(tell(study, ask_formula(study, ntk).trial, [make_measurement("a", 1e6, 1)]))
+    assert math.isnan(tell_formula(study, ntk, [make_measurement("a", 1e6, 1)]))
     assert study.get_trials()[0].user_attrs["failure"] == "perplexity is inf"
