@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,11 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a file's name is that of a temporary one, which a killed process leaves behind."""
+    return re.fullmatch(r"\..+\.\d+\.tmp", path.name) is not None
 
 
 def _flush_to_disk(path: Path, flags: int) -> None:

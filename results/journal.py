@@ -35,19 +35,26 @@ class Journal:
             OSError: The line could not be written, above all where the disk is full; the file is as it was.
         """
         line = json.dumps([_record(measurement) for measurement in measurements], allow_nan=False).encode() + b"\n"
+        self._mend()
         try:
             self._write(line)
         except OSError:
-            with suppress(OSError):  # the next append cuts again, and a reader leaves a torn line out
+            with suppress(OSError):  # the next append mends, and a reader leaves a torn line out
                 os.truncate(self.path, self._num_bytes)
             raise
         self._num_bytes += len(line)
 
+    def _mend(self) -> None:
+        """Cut off a torn line; a whole one stays, though a signal's exception hid from us that it was written."""
+        if not self.path.exists() or self.path.stat().st_size == self._num_bytes:
+            return
+        num_bytes = self.path.read_bytes().rfind(b"\n") + 1
+        os.truncate(self.path, num_bytes)
+        self._num_bytes = num_bytes
+
     def _write(self, line: bytes) -> None:
         # Closed each time: a network file system tells only then that its disk is full.
         with self.path.open("ab", buffering=0) as file:
-            if file.tell() > self._num_bytes:
-                file.truncate(self._num_bytes)
             while line:  # a disk that fills up takes a part of the line and refuses the rest
                 line = line[file.write(line) :]
 

@@ -1,14 +1,14 @@
 """A mirror: a run's files copied to another folder or an object store, from where the run can be taken up elsewhere."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from results.atomic_file import replacing
+from results.atomic_file import is_leftover, replacing
 from results.parts import JOURNAL, PART, TORN
 from results.run_directory import CONFIG, CONFIG_HASH
 from results.run_lock import LOCK
@@ -68,6 +68,20 @@ class Mirror:
         """
         return CONFIG_HASH in self._listed()
 
+    def holds(self, config_sha256: str) -> bool | None:
+        """Return whether the mirror holds the run of a configuration; nothing is written.
+
+        Args:
+            config_sha256: The run's, see `RunDirectory.config_sha256`.
+
+        Returns:
+            True for this run, False for another, to which `sync` would not add; None where there is no run.
+
+        Raises:
+            OSError: The mirror cannot be read.
+        """
+        return self._holds(config_sha256, self._listed())
+
     def sync(self, folder: str | Path) -> int:
         """Copy what is new or was changed since the last call; hidden files, locks and torn parts stay behind.
 
@@ -103,25 +117,27 @@ class Mirror:
     def fetch(self, folder: str | Path) -> int:
         """Copy a run from the mirror into a new folder, to take it up there.
 
-        The configuration comes last, so that a folder is no run before it is complete.
+        The configuration's hash comes last, so that a folder is no run before it is complete. What an earlier call
+        left that was killed on the way is copied anew. Nothing keeps two processes from fetching into one folder.
 
         Args:
-            folder: Missing, or empty but for the lock of a driver.
+            folder: Missing, or empty but for the lock of a driver and files of this run without that hash.
 
         Returns:
             Number of files that were copied.
 
         Raises:
-            FileExistsError: The folder holds files.
+            FileExistsError: The folder holds a run or other files; they are left alone.
             FileNotFoundError: The mirror holds no run.
             OSError: A file could not be copied; those that were are removed again.
         """
         folder = Path(folder)
-        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
-            raise FileExistsError(f"folder {folder} must be new or empty, got one with files in it. Choose another.")
-        names = sorted(self._listed(), key=lambda name: (name in (CONFIG, CONFIG_HASH), name))
-        if CONFIG not in names or CONFIG_HASH not in names:
+        there = self._listed()
+        if CONFIG not in there or CONFIG_HASH not in there:
             raise FileNotFoundError(f"mirror {self.name} must hold a run, got none. Give the URL that the run had.")
+        for path in _left_by_a_killed_fetch(folder, there):
+            path.unlink()
+        names = sorted(there, key=lambda name: (name == CONFIG_HASH, name == CONFIG, name))
         written: list[Path] = []
         try:
             for name in names:
@@ -138,16 +154,19 @@ class Mirror:
         return len(names)
 
     def _taken_up(self, folder: Path) -> dict[str, int]:
-        there, mine = self._listed(), (folder / CONFIG_HASH).read_bytes()
-        if CONFIG_HASH in there:
-            with self._errors(f"give {CONFIG_HASH}"):
-                theirs = self._get(CONFIG_HASH)
-            if theirs != mine:
-                raise FileExistsError(
-                    f"mirror {self.name} must be empty or hold this run, got one that holds another. "
-                    "Choose another --mirror."
-                )
+        there, mine = self._listed(), (folder / CONFIG_HASH).read_text(encoding="utf-8")
+        if self._holds(mine.partition(" ")[0], there) is False:
+            raise FileExistsError(
+                f"mirror {self.name} must be empty or hold this run, got one that holds another. "
+                "Choose another --mirror."
+            )
         return there
+
+    def _holds(self, config_sha256: str, there: Collection[str]) -> bool | None:
+        if CONFIG_HASH not in there:
+            return None
+        with self._errors(f"give {CONFIG_HASH}"):
+            return self._get(CONFIG_HASH).partition(b" ")[0] == config_sha256.encode()
 
     def _send(self, name: str, path: Path) -> bool:
         assert self._there is not None
@@ -202,7 +221,7 @@ class Mirror:
 
 def _opened(url_or_path: str) -> tuple[FileSystem, str]:
     if "://" not in url_or_path:
-        return LocalFileSystem(), str(Path(url_or_path).expanduser().absolute())
+        return LocalFileSystem(), os.path.abspath(Path(url_or_path).expanduser())  # noqa: PTH100 - follows no links
     files, root = FileSystem.from_uri(url_or_path)
     return files, root.rstrip("/")
 
@@ -212,6 +231,20 @@ def _files_of(folder: Path) -> list[tuple[str, Path]]:
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     names = sorted((len(path.relative_to(folder).parts), path.relative_to(folder).as_posix()) for path in paths)
     return [(name, folder / name) for _, name in names if _is_mirrored(name)]
+
+
+def _left_by_a_killed_fetch(folder: Path, there: Collection[str]) -> list[Path]:
+    """List what may be removed from a folder to fetch into; refuse one in which anything else lies."""
+    found = []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_dir() and not path.is_symlink()) or name == LOCK:
+            continue
+        is_known = name in there or (name.endswith(JOURNAL) and name.removesuffix(JOURNAL) + PART in there)
+        if name == CONFIG_HASH or path.is_symlink() or not (is_known or is_leftover(path)):
+            raise FileExistsError(f"folder {folder} must be new or empty, got one with files in it. Choose another.")
+        found.append(path)
+    return found
 
 
 def _is_mirrored(name: str) -> bool:

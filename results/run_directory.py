@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from results.atomic_file import write_text
+from results.atomic_file import is_leftover, write_text
 from results.run_lock import LOCK
 
 CONFIG = "config.yaml"
@@ -38,8 +39,8 @@ class RunDirectory:
         """Return a new run directory with its configuration in it, or an existing one of the same configuration.
 
         Args:
-            path: Folder; made with its parents where it is missing. An existing one must be empty, or hold the run
-                to resume.
+            path: Folder; made with its parents where it is missing. An existing one must be free, see `check_free`,
+                or hold the run to resume.
             resolved_config: Every setting of the run, nested mappings of what YAML can hold.
             resume: Take up the run that the folder holds, instead of starting one.
             may_change: Keys, with dots between the levels, that may differ from the run's when it is taken up; a key
@@ -52,7 +53,7 @@ class RunDirectory:
             ValueError: The folder holds a run and resume is off; it holds none and resume is on; the run in it has
                 another configuration or an unreadable one; it holds other files; or it cannot be made or written.
         """
-        folder = Path(path).expanduser().absolute()
+        folder = _normal(path)
         try:
             if resume:
                 return cls._resumed(folder, resolved_config, may_change)
@@ -70,7 +71,7 @@ class RunDirectory:
         Args:
             path: Folder; one that is missing holds none.
         """
-        folder = Path(path).expanduser()
+        folder = _normal(path)
         return (folder / CONFIG).is_file() and (folder / CONFIG_HASH).is_file()
 
     @classmethod
@@ -87,7 +88,7 @@ class RunDirectory:
             ValueError: The folder holds no run, or its configuration is damaged.
             OSError: The configuration may not be read.
         """
-        folder = Path(path).expanduser().absolute()
+        folder = _normal(path)
         if not cls.holds_run(folder):
             raise ValueError(
                 f"run directory {folder} must hold a run to resume, got none. "
@@ -100,18 +101,20 @@ class RunDirectory:
         """Refuse a folder in which no run can be started, before hours were spent; nothing is written.
 
         Args:
-            path: Folder; missing, or empty but for the lock of a driver.
+            path: Folder; missing, or empty but for the lock of a driver and what a start that was killed leaves:
+                temporary files, and a configuration without its hash, which the next start replaces.
 
         Raises:
             ValueError: The folder holds a run or other files, or is no folder.
+            OSError: The folder may not be read.
         """
-        folder = Path(path).expanduser().absolute()
+        folder = _normal(path)
         if RunDirectory.holds_run(folder):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one that already holds a run. "
                 "Choose another folder with --run-dir."
             )
-        if folder.is_dir() and any(file.name != LOCK for file in folder.iterdir()):
+        if folder.is_dir() and not all(_may_be_started_over(file) for file in folder.iterdir()):
             raise ValueError(
                 f"run directory {folder} must be new or empty, got one with other files in it. "
                 "Choose another folder with --run-dir."
@@ -179,6 +182,21 @@ class RunDirectory:
             OSError: The folder is not writable, or the disk is full.
         """
         return self.write_text(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _normal(path: str | Path) -> Path:
+    """Return a path absolute and without `..`; symbolic links stay, as the user named them."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - resolve() follows links
+
+
+def _may_be_started_over(file: Path) -> bool:
+    if file.name != CONFIG:
+        return file.name == LOCK or is_leftover(file)
+    try:
+        # One that its user wrote, with a comment or laid out in another way, is not ours to replace.
+        return _as_yaml(_read_config(file)).encode() == file.read_bytes()
+    except ValueError:
+        return False
 
 
 def _as_yaml(config: Mapping[str, object]) -> str:

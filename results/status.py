@@ -139,13 +139,14 @@ def read_status(folder: Path) -> RunStatus:
         raise ValueError(f"{folder / STATUS}: {error}") from error
 
 
-def describe(status: RunStatus, *, alive: bool, path: str | Path) -> str:
+def describe(status: RunStatus, *, alive: bool, path: str | Path, extra: str = "") -> str:
     """Return a status as lines for a terminal.
 
     Args:
         status: What the driver said last.
         alive: Whether a driver works on the run now, see `is_locked`.
         path: Run directory, as the user can give it again.
+        extra: Options that taking the run up needs besides, quoted for a shell.
 
     Returns:
         Aligned lines of plain text without a line break at the end; the last one says how to go on where the run
@@ -173,7 +174,7 @@ def describe(status: RunStatus, *, alive: bool, path: str | Path) -> str:
         del lines["speed"]
     told = [f"{name:<12}{value}" for name, value in lines.items()]
     if not alive and status.state != "finished":
-        told.append(f"resume with: ropewalk search --resume --run-dir {shlex.quote(str(path))}")
+        told.append(f"resume with: ropewalk search --resume --run-dir {shlex.quote(str(path))} {extra}".rstrip())
     return "\n".join(told)
 
 

@@ -46,10 +46,11 @@ class MeasurementStore:
         self._flush_seconds = flush_seconds
         self._flushed = monotonic()
         self._journal: Journal | None = None
-        self._waiting: list[Measurement] = []
 
     def add(self, measurements: Iterable[Measurement]) -> None:
         """Write measurements to the journal, all of them or none; flush where it is time.
+
+        An exception from a signal handler may come after they were written: then they are in the store.
 
         Args:
             measurements: Losses and failures alike; a (candidate, document) pair that is stored already replaces it.
@@ -61,7 +62,6 @@ class MeasurementStore:
         if not new:
             return
         self._open_journal().append(new)
-        self._waiting += new
         if monotonic() - self._flushed >= self._flush_seconds:
             try:
                 self.flush()
@@ -75,11 +75,14 @@ class MeasurementStore:
         Raises:
             OSError: The folder cannot be written to; the journal is kept for another try.
         """
-        if self._journal is None or not self._waiting:
+        # From the file: an exception that a signal raised may have kept from us what was written to it.
+        if self._journal is None or not self._journal.path.exists():
             return
         journal = self._journal.path
-        write_part(journal.with_suffix(PART), self._waiting)
-        self._waiting.clear()
+        waiting, _ = read_journal(journal)
+        if not waiting:
+            return
+        write_part(journal.with_suffix(PART), waiting)
         self._journal = None
         self._flushed = monotonic()
         journal.unlink(missing_ok=True)
@@ -116,7 +119,8 @@ class MeasurementStore:
         return list(found.values())
 
     def _open_journal(self) -> Journal:
-        if self._journal is None:
+        # A journal whose part is there, as an interrupted flush leaves it, is obsolete: nobody would read a new line.
+        if self._journal is None or self._journal.path.with_suffix(PART).is_file():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._journal = Journal(part_path(self._folder, next_number(self._folder), JOURNAL))
         return self._journal

@@ -102,8 +102,8 @@ def run_search(config: SearchConfig) -> Summary:
     mirror = _open_mirror(config, is_resumed=is_resumed)
     prepared = _prepare(config, path)
     with ExitStack() as stack:
-        run, storage, scorer = _open(config, prepared, stack, is_resumed=is_resumed)
         stack.enter_context(interrupted_by_sigterm())
+        run, storage, scorer = _open(config, prepared, mirror, stack, is_resumed=is_resumed)
         logger.info("results go to %s", run.path)
         reporter = Reporter(run, mirror)
         progress = SearchProgress(_plan(config, prepared), console=console, publish=reporter.publish)
@@ -172,7 +172,7 @@ def _prepare(config: SearchConfig, path: Path) -> _Prepared:
     fingerprint = model_fingerprint(config.model)
     settings = resolved_config(config, model.geometry.original_length, path, model_fingerprint=fingerprint)
     # a run that was moved keeps the study of the folder and model that it began with
-    before = RunDirectory.read_config(path) if RunDirectory.holds_run(path) else settings
+    before = settings | (RunDirectory.read_config(path) if RunDirectory.holds_run(path) else {})
     began_as = (Path(str(before["model"])).name, Path(str(before["run_dir"])).name)
     return _Prepared(
         path=path,
@@ -185,11 +185,17 @@ def _prepare(config: SearchConfig, path: Path) -> _Prepared:
     )
 
 
-def _open(config: SearchConfig, prepared: _Prepared, stack: ExitStack, *, is_resumed: bool) -> _Opened:
+def _open(
+    config: SearchConfig, prepared: _Prepared, mirror: Mirror | None, stack: ExitStack, *, is_resumed: bool
+) -> _Opened:
     """Open run directory, storage and scorer; a new directory is made only when all else is there."""
     if is_resumed:
         run = RunDirectory.create(prepared.path, prepared.settings, resume=True, may_change=MAY_CHANGE)
         stack.enter_context(RunLock(run.path))
+        if mirror is not None and mirror.holds(run.config_sha256) is False:
+            raise ValueError(
+                f"--mirror must be empty or hold this run, got {mirror.name} with another. Choose another --mirror."
+            )
         check_documents(run.path, prepared.documents.all)
         mend_journal(run.path)
     storage = None if config.storage is None else open_storage(config.storage, run_dir=prepared.path)
@@ -205,7 +211,7 @@ def _open(config: SearchConfig, prepared: _Prepared, stack: ExitStack, *, is_res
 def _study(config: SearchConfig, prepared: _Prepared, run: RunDirectory, storage: BaseStorage) -> optuna.Study:
     original_length = prepared.model.geometry.original_length
     identity: dict[str, str | int] = {
-        "model": str(prepared.settings[FINGERPRINT]),
+        FINGERPRINT: str(prepared.settings[FINGERPRINT]),
         "original_length": original_length,
         "target_length": config.target_length,
         "config_sha256": run.config_sha256,

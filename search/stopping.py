@@ -11,8 +11,7 @@ from types import FrameType
 def interrupted_by_sigterm() -> Iterator[None]:
     """Let SIGTERM raise KeyboardInterrupt inside the context.
 
-    To be entered after Ray was connected to, which sets a handler of its own. Does nothing outside the main thread,
-    where Python handles no signals.
+    Does nothing outside the main thread, where Python handles no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -24,20 +24,21 @@ class WorkerPlace(NamedTuple):
 
 
 class ScoringActor:
-    """One worker of a `RayPool`; it only forwards. `start` comes first."""
+    """One worker of a `RayPool`; it only forwards. `start` comes before `score`.
 
-    def __init__(self, make: ScoringFactory, documents: Sequence[NeedleDocument]) -> None:
-        """Keep what `start` needs.
+    There is no constructor: an error in it would arrive as a dead actor and not as itself, and time that it takes could
+    not be told from time that Ray takes to find room.
+    """
+
+    def answer(self) -> None:
+        """Return: the process is there and has nothing else to do."""
+
+    def start(self, make: ScoringFactory, documents: Sequence[NeedleDocument]) -> WorkerPlace:
+        """Make the scoring.
 
         Args:
             make: Makes the scoring.
             documents: Documents that tasks name by id.
-        """
-        self._make = make
-        self._documents = documents
-
-    def start(self) -> WorkerPlace:
-        """Make the scoring; apart from the constructor so that an error arrives as itself and not as a dead actor.
 
         Returns:
             Where that was.
@@ -45,7 +46,7 @@ class ScoringActor:
         Raises:
             Exception: As `make` does; ValueError for a model that cannot be loaded.
         """
-        self._scoring = self._make(self._documents)
+        self._scoring = make(documents)
         node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return WorkerPlace(node, os.getpid(), accelerators_in_use())
 

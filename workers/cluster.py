@@ -3,8 +3,11 @@
 import logging
 import math
 import os
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -39,11 +42,24 @@ def connect() -> bool:
     address, source = _address()
     _check_address(address, source)
     try:
-        ray.init()
+        with _own_sigterm():
+            ray.init()
     except (RayError, RuntimeError, OSError) as error:
         ray.shutdown()
         raise ValueError(_connection_message(address, source, error)) from error
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's way with SIGTERM, for which Ray sets a handler that ends it without a word."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_room(num_workers: int, needed: Mapping[str, float]) -> None:
@@ -62,10 +78,7 @@ def check_room(num_workers: int, needed: Mapping[str, float]) -> None:
         )
     nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     num_places = sum(
-        min(
-            (math.floor(node.get(kind, 0.0) / amount) for kind, amount in needed.items() if amount > 0),
-            default=math.inf,
-        )
+        min((_num_places(kind, node.get(kind, 0.0), amount) for kind, amount in needed.items()), default=math.inf)
         for node in nodes
     )
     if num_workers > num_places:
@@ -75,6 +88,14 @@ def check_room(num_workers: int, needed: Mapping[str, float]) -> None:
             f"GPUs each, got room for {num_places}: {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs on "
             f"{len(nodes)} nodes. Ask for fewer workers or for less each."
         )
+
+
+def _num_places(kind: str, there: float, amount: float) -> float:
+    if amount == 0:
+        return math.inf
+    if kind == "GPU" and amount < 1:
+        return int(there) * math.floor(1 / amount)  # a part is of one GPU: what is left of two makes none
+    return math.floor(there / amount)
 
 
 def share_documents(documents: Sequence[NeedleDocument]) -> "ObjectRef[tuple[NeedleDocument, ...]]":

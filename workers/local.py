@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from needles.document import NeedleDocument
 from results.measurement import Measurement
 from workers.accelerators import accelerators_in_use
-from workers.scorer import Scoring, Task, failed_measurements, failure_reason, given_up
+from workers.scorer import ClusterError, Scoring, Task, failed_measurements, failure_reason, given_up
+
+MOST_GIVEN_UP = 3
+"""Tasks in a row that may not all raise: after a broken device (a sticky CUDA error) none would be measured."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,7 @@ class LocalScorer:
         self._documents = {document.id: document for document in documents}
         self._max_retries = max_retries
         self._num_retries = 0
+        self._num_given_up = 0
         self._tasks: deque[Task] = deque()
 
     @property
@@ -62,18 +66,30 @@ class LocalScorer:
 
         Returns:
             One measurement or failure per document of the task; empty if there is no task.
+
+        Raises:
+            ClusterError: This task and those before raised at every try.
         """
         if not self._tasks:
             return []
         task = self._tasks.popleft()
         for num_tries in range(1, self._max_retries + 2):
             try:
-                return self._scoring.score(task.candidate, task.documents)
+                measurements = self._scoring.score(task.candidate, task.documents)
             except Exception as error:  # noqa: BLE001 - the one place that catches all, to turn it into values
                 reason = failure_reason(error)
+            else:
+                self._num_given_up = 0
+                return measurements
             if num_tries <= self._max_retries:
                 self._num_retries += 1
                 logger.warning("a task is tried again: %s", reason)
+        self._num_given_up += 1
+        if self._num_given_up >= MOST_GIVEN_UP:
+            raise ClusterError(
+                f"the model must be able to score here, got {self._num_given_up} tasks in a row that raised, the last: "
+                f"{reason}. Start again with --resume once the device works."
+            )
         return failed_measurements(task, self._documents, given_up(num_tries, reason))
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import inf
 from time import monotonic, sleep
 from typing import cast
 
@@ -22,6 +23,12 @@ TASKS_PER_WORKER = 2
 """Tasks that a worker holds: one that it measures, and one so that it need not wait for the driver."""
 LOOK_SECONDS = 1.0
 """How often deadlines and pauses are looked at while nothing happens."""
+QUIET_SECONDS = 60.0
+"""How often it is said that nothing happens."""
+ANSWER_SECONDS = 60.0
+"""How long an idle worker may take to say that it is alive."""
+MOST_GIVEN_UP = 5
+"""Tasks in a row that may not all be given up: something else than a task is wrong then."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +64,8 @@ class RayPool:
             num_workers: Actors; at least 1.
             min_workers: Actors that the cluster must have room for now; None for all of them.
             gpus_per_worker, cpus_per_worker: What each actor reserves; a worker without GPUs is not kept from any.
-            start_seconds: How long there may be no worker at all, at the start and later.
+            start_seconds: How long there may be no worker at all, at the start and later, and how long one may take to
+                load the model; waiting for room is not counted.
             max_retries: How often a task is tried again.
             document_timeout: Seconds per document after which a worker is taken to hang; None for a learnt limit.
 
@@ -75,9 +83,12 @@ class RayPool:
         self._waiting: deque[Attempt] = deque()
         self._finished: deque[list[Measurement]] = deque()
         self._num_retries = 0
-        self._last_loss = "no worker was ever ready"
+        self._last_loss = "none"
+        self._last_failure = ""
         self._has_begun = False
         self._num_failed_starts = 0
+        self._num_given_up = 0
+        self._is_broken = False
         self._watch: ClusterWatch | None = None
         with ExitStack() as undo:
             self._owns_ray = connect()
@@ -85,7 +96,7 @@ class RayPool:
             check_room(min_workers or num_workers, {"CPU": cpus_per_worker, "GPU": gpus_per_worker})
             actor = ray.remote(ScoringActor).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker)
             shared = share_documents(documents)
-            self._workers = [RayWorker(lambda: cast(Handle, actor.remote(make, shared))) for _ in range(num_workers)]
+            self._workers = [RayWorker(lambda: cast(Handle, actor.remote()), make, shared) for _ in range(num_workers)]
             self._watch = ClusterWatch()
             self._wait_for_first()
             undo.pop_all()
@@ -129,7 +140,9 @@ class RayPool:
         self._waiting.append(Attempt(task))
         self._watch.check()
         with _cluster_errors():
-            self._dispatch()
+            if any(worker.is_greeted and not worker.num_held for worker in self._ready()):
+                self._take_arrived(0)  # nothing for one that died while there was nothing to do
+            self._dispatch(monotonic())
 
     def collect(self) -> list[Measurement]:
         """Wait for the task that finishes first.
@@ -138,12 +151,18 @@ class RayPool:
             One measurement or failure per document of the task; empty if there is no task.
 
         Raises:
-            ClusterError: The cluster is gone, or has had no worker for too long.
+            ClusterError: The cluster is gone, has had no worker for too long, or can measure nothing any more.
         """
         assert self._watch is not None
+        quiet_since = said_at = monotonic()
         while not self._finished:
+            if self._is_broken:
+                raise self._none_measured()
             if not self._waiting and not any(worker.num_held for worker in self._workers):
                 return []
+            if monotonic() - said_at > QUIET_SECONDS:
+                said_at = monotonic()
+                self._say_quiet(said_at - quiet_since)
             self._watch.check()
             self._step()
             self._check_alive()
@@ -177,16 +196,21 @@ class RayPool:
     def _step(self) -> None:
         """Take what has come, within a second, and do all that is due."""
         with _cluster_errors():
-            awaited = {worker.awaited: worker for worker in self._workers if worker.awaited is not None}
-            for answer in _arrived(list(awaited)):
-                self._receive(awaited[answer], answer)
+            self._take_arrived(LOOK_SECONDS)
             now = monotonic()
-            for worker in self._ready():
-                self._end_if_late(worker, now)
             for worker in self._workers:
                 if worker.is_away and now >= worker.since:
                     worker.start(now)
-            self._dispatch()
+                elif not worker.is_away:
+                    self._end_if_late(worker, now)
+            self._dispatch(now)
+            for worker in self._workers:
+                worker.greet_if_idle(now)
+
+    def _take_arrived(self, seconds: float) -> None:
+        awaited = {worker.awaited: worker for worker in self._workers if worker.awaited is not None}
+        for answer in _arrived(list(awaited), seconds):
+            self._receive(awaited[answer], answer)
 
     def _receive(self, worker: RayWorker, answer: Awaited) -> None:
         try:
@@ -196,21 +220,24 @@ class RayPool:
         except RayError as error:
             self._replace(worker, failure_reason(error))
         else:
-            if isinstance(value, WorkerPlace):
+            if value is None:
+                worker.answer(monotonic())
+            elif isinstance(value, WorkerPlace):
                 self._take_start(worker, value)
             else:
                 self._take_measurements(worker, value)
 
     def _take_start(self, worker: RayWorker, place: WorkerPlace) -> None:
-        worker.begin(place)
+        now = monotonic()
+        worker.begin(place, now)
         logger.info(
             "a worker is ready, %d of %d: %s, process %d, after %.0f s",
-            *(self.num_workers, len(self._workers), place.node, place.pid, monotonic() - worker.since),
+            *(self.num_workers, len(self._workers), place.node, place.pid, now - worker.since),
         )
 
     def _take_measurements(self, worker: RayWorker, measurements: list[Measurement]) -> None:
         worker.finish_first(monotonic())
-        worker.num_failures = worker.num_raised = 0
+        worker.num_failures = worker.num_raised = self._num_given_up = 0
         for measurement in measurements:
             if measurement.failure is None:
                 self._deadline.learn(self._documents[measurement.document].length, measurement.seconds)
@@ -220,25 +247,37 @@ class RayPool:
         worker.num_raised += 1
         if not self._has_begun:
             raise _cannot_start(reason)  # a node that died may be gone; a model that cannot be loaded stays so
-        if worker.place is None or worker.num_raised > 1:
+        if worker.place is None or worker.is_greeted or worker.num_raised > 1:
             self._replace(worker, reason)
         else:
             self._retry(worker.finish_first(monotonic()), reason)
 
     def _end_if_late(self, worker: RayWorker, now: float) -> None:
+        limit, silence = self._limit(worker), now - worker.since
+        if silence > limit:
+            self._replace(worker, f"{'not ready after' if worker.is_starting else 'no answer in'} {limit:g} s")
+
+    def _limit(self, worker: RayWorker) -> float:
+        if worker.is_starting:
+            return self._start_seconds
+        if worker.place is None:
+            return inf  # there may be no room for it for days
+        if worker.is_greeted:
+            return ANSWER_SECONDS
         if worker.first is None:
-            return
-        limit = self._deadline.seconds([self._documents[document].length for document in worker.first.task.documents])
-        if now - worker.since > limit:
-            self._replace(worker, f"no answer in {limit:g} s")
+            return inf
+        return self._deadline.seconds([self._documents[document].length for document in worker.first.task.documents])
 
     def _replace(self, worker: RayWorker, reason: str) -> None:
-        """End a worker and put its tasks back; the one that ran was tried in vain, those behind it were not."""
+        """End a worker and put its tasks back; the one that ran was tried in vain, those behind it were not.
+
+        None ran in one that has not answered since it was idle: it may have been dead for long.
+        """
         if not self._has_begun:
             self._num_failed_starts += 1
             if self._num_failed_starts > self._max_retries:
                 raise _cannot_start(reason)
-        place = worker.place
+        place, num_tried = worker.place, 0 if worker.is_greeted else 1
         if place is not None:
             self._ready_at = monotonic()
         lost = worker.lose(monotonic(), started=place is not None)
@@ -252,8 +291,8 @@ class RayPool:
         )
         for attempt in lost:
             attempt.is_suspect = True
-        self._waiting.extendleft(reversed(lost[1:]))
-        for attempt in lost[:1]:
+        self._waiting.extendleft(reversed(lost[num_tried:]))
+        for attempt in lost[:num_tried]:
             self._retry(attempt, reason)
 
     def _retry(self, attempt: Attempt, reason: str) -> None:
@@ -261,20 +300,44 @@ class RayPool:
         if attempt.num_failed > self._max_retries:
             failure = given_up(attempt.num_failed, reason)
             logger.warning("a task failed: %s", failure)
+            self._last_failure = reason
+            self._num_given_up += 1
+            if self._num_given_up >= self._most_given_up():
+                self._is_broken = True
+                return  # `collect` says so when those before are collected; a run taken up tries this one again
             self._finished.append(failed_measurements(attempt.task, self._documents, failure))
             return
         self._num_retries += 1
         self._waiting.appendleft(attempt)
 
-    def _dispatch(self) -> None:
-        free = [worker for worker in self._ready() if not worker.is_suspicious]
+    def _dispatch(self, now: float) -> None:
+        free = [worker for worker in self._ready() if not worker.is_suspicious and not worker.is_silent(now)]
         while free and self._waiting:
-            worker = min(free, key=lambda candidate: candidate.num_held)
-            if worker.num_held >= (1 if self._waiting[0].is_suspect else TASKS_PER_WORKER):
+            worker = min(free, key=lambda candidate: (candidate.num_held, not candidate.is_fresh(now)))
+            if worker.num_held >= TASKS_PER_WORKER:
                 return
-            worker.give(self._waiting.popleft(), monotonic())
+            if self._waiting[0].is_suspect and (worker.num_held or not worker.is_fresh(now)):
+                return
+            worker.give(self._waiting.popleft(), now)
             if worker.is_suspicious:
                 free.remove(worker)
+
+    def _most_given_up(self) -> int:
+        """Return how many are too many; without retries, a lost node alone may cost as many as it had workers."""
+        return MOST_GIVEN_UP if self._max_retries else MOST_GIVEN_UP + len(self._workers)
+
+    def _none_measured(self) -> ClusterError:
+        return ClusterError(
+            f"the workers must be able to score, got {self._most_given_up()} tasks in a row that were given up, the "
+            f"last: {self._last_failure}. Start again with --resume once the cause is gone."
+        )
+
+    def _say_quiet(self, seconds: float) -> None:
+        logger.warning(
+            "no document for %.0f s: %d of %d workers are ready, %d tasks are with them, %d wait; the last loss: %s",
+            *(seconds, self.num_workers, len(self._workers), sum(worker.num_held for worker in self._workers)),
+            *(len(self._waiting), self._last_loss),
+        )
 
     def _check_alive(self) -> None:
         now = monotonic()
@@ -291,12 +354,12 @@ def _cannot_start(reason: str) -> ValueError:
     return ValueError(f"every worker must load the model, got {reason}")
 
 
-def _arrived(awaited: list[Awaited]) -> list[Awaited]:
-    """Return what has come of this, after a second at most."""
+def _arrived(awaited: list[Awaited], seconds: float) -> list[Awaited]:
+    """Return what has come of this, after so many seconds at most."""
     if not awaited:
-        sleep(LOOK_SECONDS)
+        sleep(seconds)
         return []
-    first, rest = ray.wait(awaited, num_returns=1, timeout=LOOK_SECONDS)
+    first, rest = ray.wait(awaited, num_returns=1, timeout=seconds)
     if not first or not rest:
         return first
     more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)

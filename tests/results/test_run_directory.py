@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import subprocess
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from results.run_directory import RunDirectory
 from results.run_lock import RunLock
+from tests.results.stopping import killed_at
 
 CONFIG = {
     "model": "models/tiny",
@@ -90,14 +93,60 @@ def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert contents(run.path) == before
 
 
-@pytest.mark.parametrize("file", ["notes.txt", "config.yaml"])
+@pytest.mark.parametrize("file", ["notes.txt", "config.yaml", "config.sha256", ".notes.tmp"])
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path, file: str) -> None:
-    (tmp_path / file).write_text("mine: true\n")
+    (tmp_path / file).write_text("mine: true  # and nobody else's\n")
     with pytest.raises(
         ValueError, match=r"^run directory .* must be new or empty, got one with other files in it\. .*$"
     ):
         RunDirectory.create(tmp_path, CONFIG, resume=False)
-    assert contents(tmp_path) == {file: b"mine: true\n"}
+    assert contents(tmp_path) == {file: b"mine: true  # and nobody else's\n"}
+
+
+def test_a_start_that_was_killed_at_any_line_can_be_started_again_or_resumed(tmp_path: Path) -> None:
+    resumed = []
+    for step in count():
+        folder = tmp_path / str(step)
+        with RunLock(folder):
+            was_killed = killed_at(step, partial(RunDirectory.create, folder, CONFIG, resume=False))
+            resumed.append(RunDirectory.holds_run(folder))
+            if not resumed[-1]:
+                RunDirectory.check_free(folder)
+            other = {**CONFIG, "target_length": 1024 if resumed[-1] else 2048}
+            run = RunDirectory.create(folder, other, resume=resumed[-1])
+        assert RunDirectory.read_config(folder)["target_length"] == other["target_length"]
+        subprocess.run(["sha256sum", "--check", "config.sha256"], cwd=run.path, check=True, capture_output=True)
+        if not was_killed:
+            break
+    assert set(resumed) == {True, False}
+
+
+@pytest.mark.parametrize("left", [["config.yaml"], [".config.yaml.77.tmp"], ["config.yaml", ".config.sha256.77.tmp"]])
+def test_what_a_killed_start_left_is_replaced(tmp_path: Path, left: list[str]) -> None:
+    before = RunDirectory.create(tmp_path / "before", {**CONFIG, "target_length": 2048}, resume=False)
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).write_bytes((before.path / "config.yaml").read_bytes())
+    RunDirectory.check_free(tmp_path / "run")
+    run = RunDirectory.create(tmp_path / "run", CONFIG, resume=False)
+    assert RunDirectory.create(tmp_path / "run", CONFIG, resume=True) == run
+
+
+def test_another_spelling_of_the_path_is_the_same_run(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "gone" / ".." / "run", {**CONFIG, "run_dir": "run"}, resume=False)
+    assert run.path == tmp_path / "run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    spelling = tmp_path / "gone" / ".." / "run"
+    assert RunDirectory.holds_run(spelling)
+    assert RunDirectory.read_config(spelling)["run_dir"] == "run"
+    config = {**CONFIG, "run_dir": str(spelling)}
+    assert RunDirectory.create(spelling, config, resume=True, may_change=["run_dir"]) == run
+
+
+def test_a_symbolic_link_in_the_path_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    assert RunDirectory.create(tmp_path / "link" / "run", CONFIG, resume=False).path == tmp_path / "link" / "run"
 
 
 def test_resuming_with_another_configuration_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_a_run_that_ended_early_says_why_and_how_to_go_on(state: str) -> None:
     assert taken_up[-1].startswith("updated")
 
 
+def test_the_line_that_resumes_takes_what_its_caller_knows_besides() -> None:
+    told = describe(RUNNING, alive=False, path="runs/one", extra="--storage postgresql://me@host/studies")
+    assert told.splitlines()[-1] == (
+        "resume with: ropewalk search --resume --run-dir runs/one --storage postgresql://me@host/studies"
+    )
+    assert "--storage" not in describe(RUNNING, alive=True, path="runs/one", extra="--storage sqlite:///s.db")
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_finished_run_needs_nothing_more(alive: bool) -> None:
     lines = describe(replace(RUNNING, state="finished"), alive=alive, path="runs/one").splitlines()

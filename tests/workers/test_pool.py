@@ -174,8 +174,14 @@ def test_a_worker_that_hangs_is_replaced(
 
 
 def test_starts_that_fail_later_end_the_run_when_none_is_left(
-    acting: Acting, documents: Documents, tasks: list[Task], tmp_path: Path
+    acting: Acting,
+    documents: Documents,
+    tasks: list[Task],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("workers.pool.QUIET_SECONDS", 2.0)  # a minute in a run
     die_at_work = acting(lambda document_id: os._exit(1))
 
     def make(documents: Sequence[NeedleDocument]) -> Scoring:
@@ -189,6 +195,8 @@ def test_starts_that_fail_later_end_the_run_when_none_is_left(
     with pytest.raises(ClusterError, match=r"one worker must be alive, got none for 4 seconds, the last: OSError: the"):
         pool.collect()
     pool.close()
+    quiet = "0 of 1 workers are ready, 0 tasks are with them, 1 wait; the last loss: OSError: the disk is gone"
+    assert quiet in caplog.text
 
 
 def test_more_workers_than_the_cluster_can_place_are_refused_at_once(acting: Acting, documents: Documents) -> None:

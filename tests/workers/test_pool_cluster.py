@@ -70,15 +70,24 @@ def test_nodes_come_and_go_and_nothing_is_lost(
     assert second in cluster.worker_nodes
 
 
-def test_workers_join_when_there_is_room(cluster: Cluster, acting: Acting, documents: Documents) -> None:
+def test_workers_join_when_there_is_room_and_a_part_of_a_gpu_is_of_one_gpu(
+    cluster: Cluster, acting: Acting, documents: Documents
+) -> None:
     idle = acting(lambda document_id: None)
     cluster.add_node(num_cpus=1, **SMALL)
     with pytest.raises(ValueError, match=r"room for 2 workers of 1 CPUs and 0 GPUs each, got room for 1"):
         RayPool(idle, documents, num_workers=3, min_workers=2)
     pool = RayPool(idle, documents, num_workers=3, min_workers=1)
     assert (pool.num_workers, pool.capacity) == (1, 6)
-    cluster.add_node(num_cpus=2, **SMALL)
+    cluster.add_node(num_cpus=2, **SMALL | {"num_gpus": 2})
     assert wait_for_workers(pool, 3) < 20
+    with pytest.raises(ValueError, match=r"3 workers of 0 CPUs and 0.6 GPUs each, got room for 2: 3 CPUs and 2 GPUs"):
+        RayPool(idle, documents, num_workers=3, gpus_per_worker=0.6, cpus_per_worker=0)
+    with pytest.raises(ValueError, match=r"9 workers of 0.1 CPUs and 0.25 GPUs each, got room for 8"):
+        RayPool(idle, documents, num_workers=9, gpus_per_worker=0.25, cpus_per_worker=0.1)
+    halves = RayPool(idle, documents, num_workers=2, gpus_per_worker=0.6, cpus_per_worker=0)
+    assert wait_for_workers(halves, 2) < 20
+    halves.close()
     pool.close()
 
 

@@ -20,7 +20,7 @@ from rope.factors import RescaleFactors
 from workers.local import LocalScorer
 from workers.model import LoadedModel, input_device, load_model
 from workers.rope_patch import RopePatch
-from workers.scorer import ScoringFactory, Task, failure_reason
+from workers.scorer import ClusterError, ScoringFactory, Task, failure_reason
 from workers.scoring import NeedleScoring
 
 # float32 sums in another order: 2^-24 over some hundred terms of losses of about 10
@@ -290,6 +290,24 @@ def test_a_local_scorer_tries_once_more_and_then_gives_up(
     assert reasons(scorer.collect()) == ["given up after 2 tries: RuntimeError: not now"]
     assert (scorer.num_retries, scorer.num_workers, scorer.accelerators) == (2, 1, ())
     assert tried == ["document-0", "document-0", "document-1", "document-1"]
+
+
+def test_a_local_scorer_ends_the_run_at_the_third_task_in_a_row_that_raises(
+    acting: Callable[[Callable[[str], object]], ScoringFactory], documents: Documents, tasks: list[Task]
+) -> None:
+    def refuse(document_id: str) -> None:
+        if document_id != "document-0":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    scorer = LocalScorer(acting(refuse)(documents), documents)
+    for number in (1, 2, 0, 1, 2, 3):
+        scorer.submit(tasks[number])
+    measured = [measurement.failure for _ in range(5) for measurement in scorer.collect()]
+    failure = "given up after 2 tries: RuntimeError: CUDA error: device-side assert triggered"
+    assert measured == [failure, failure, None, failure, failure]
+    message = r"able to score here, got 3 tasks in a row that raised, the last: RuntimeError: CUDA error: .* --resume"
+    with pytest.raises(ClusterError, match=message):
+        scorer.collect()
 
 
 def test_an_interruption_passes_through_the_local_scorer(
