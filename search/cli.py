@@ -108,7 +108,7 @@ def _settings_of_the_run(words: Sequence[str]) -> list[str]:
     if mirror is not None and not RunDirectory.holds_run(path):
         Mirror(mirror).fetch(path)
     settings = dict(RunDirectory.read_config(path)) | {"run_dir": str(path)}
-    del settings[FINGERPRINT]
+    settings.pop(FINGERPRINT, None)
     return [f"--config={yaml.safe_dump(settings)}"]
 
 

@@ -172,7 +172,7 @@ def _prepare(config: SearchConfig, path: Path) -> _Prepared:
     fingerprint = model_fingerprint(config.model)
     settings = resolved_config(config, model.geometry.original_length, path, model_fingerprint=fingerprint)
     # a run that was moved keeps the study of the folder and model that it began with
-    before = settings | (RunDirectory.read_config(path) if RunDirectory.holds_run(path) else {})
+    before = {**settings, **(RunDirectory.read_config(path) if RunDirectory.holds_run(path) else {})}
     began_as = (Path(str(before["model"])).name, Path(str(before["run_dir"])).name)
     return _Prepared(
         path=path,
