@@ -1,7 +1,9 @@
 """The `ropewalk` command: reads the command line and configuration files, runs, and reports errors in one line."""
 
 import argparse
+import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except argparse.ArgumentError as error:
         return _report(f"{error}{_known_options(search, str(error))}")
     except (ValueError, OSError, MemoryError, StorageInternalError, SQLAlchemyError) as error:
-        return _report(str(error) or type(error).__name__)
+        return _report(_message(error))
     except KeyboardInterrupt:
         return _report("interrupted; what was measured so far is kept in the run directory")
     return 0
@@ -137,6 +139,15 @@ def _known_options(parser: ArgumentParser, message: str) -> str:
         return ""
     known = sorted(set(parser.get_defaults().keys()) - {"config"})
     return f"; known options: {', '.join(known)}"
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk of the run directory must have room, got: {os.strerror(error.errno)}. Free some and take the "
+            "run up with --resume; what was measured is kept."
+        )
+    return str(error) or type(error).__name__
 
 
 def _report(message: str) -> int:

@@ -177,6 +177,40 @@ def test_an_interrupted_run_is_taken_up_and_ends_as_an_undisturbed_one(
     assert read_status(interrupted).state == "finished"
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 160 KiB, which is full within a run."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_run_that_fills_its_disk_ends_with_one_line_and_goes_on_when_there_is_room(
+    finished: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_disk / "run"
+    (small_disk / "ballast").write_bytes(bytes(60_000))
+    assert search(run) == 2
+    output, errors = capsys.readouterr()
+    last = [line for line in errors.splitlines() if line.startswith("ropewalk: error: ")]
+    assert len(last) == 1
+    assert "must have room, got: No space left on device. Free some and take the run up with --resume" in last[0]
+    assert f"resume with: ropewalk search --resume --run-dir {run}" in output
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert search(run) == 0
+    one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, run))
+    assert two.methods == one.methods
+    assert not read_measurements(run).duplicated(["candidate", "document"]).any()
+
+
 def test_a_run_is_not_taken_up_with_another_configuration_or_corpus(
     interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
