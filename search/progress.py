@@ -153,12 +153,12 @@ class SearchProgress:
         """Return where the run is, in one line."""
         status = self.status("running")
         left = "?" if math.isnan(status.seconds_left) else _duration(status.seconds_left)
+        workers = f"{status.num_workers} worker{'s' * (status.num_workers != 1)}"
         retries = f", {status.num_retries} retries" if status.num_retries else ""
         return (
             f"{status.num_candidates}/{status.total_candidates} candidates, {status.num_documents}/"
             f"{status.total_documents} documents, best perplexity {status.best_perplexity:.4f} ({status.best_method}), "
-            f"{status.documents_per_second:.2f} documents/s, {status.num_workers} workers at "
-            f"{status.utilisation:.0%}{retries}, about {left} left"
+            f"{status.documents_per_second:.2f} documents/s, {workers} at {status.utilisation:.0%}{retries}, about {left} left"
         )
 
     def status(self, state: State, reason: str | None = None) -> RunStatus:

@@ -124,9 +124,9 @@ def test_a_log_has_a_line_every_half_minute(
             clock.now += 1.0
             progress.advance(documents(1, seconds=0.9), scorer)
     assert caplog.messages == [
-        "1/3 candidates, 30/100 documents, best perplexity 2.5000 (yarn), 1.00 documents/s, 1 workers at 90%, "
+        "1/3 candidates, 30/100 documents, best perplexity 2.5000 (yarn), 1.00 documents/s, 1 worker at 90%, "
         "about 0:01:10 left",
-        "1/3 candidates, 60/100 documents, best perplexity 2.5000 (yarn), 1.00 documents/s, 1 workers at 90%, "
+        "1/3 candidates, 60/100 documents, best perplexity 2.5000 (yarn), 1.00 documents/s, 1 worker at 90%, "
         "about 0:00:40 left",
     ]
 
@@ -151,7 +151,7 @@ def test_a_generation_is_a_line_in_the_log(
         progress.generation(4)
     assert caplog.messages == [
         "generation 4 is complete: 1/3 candidates, 6/100 documents, best perplexity 2.5000 (yarn), 0.00 documents/s, "
-        "1 workers at 0%, about ? left"
+        "1 worker at 0%, about ? left"
     ]
 
 
