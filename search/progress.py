@@ -158,7 +158,8 @@ class SearchProgress:
         return (
             f"{status.num_candidates}/{status.total_candidates} candidates, {status.num_documents}/"
             f"{status.total_documents} documents, best perplexity {status.best_perplexity:.4f} ({status.best_method}), "
-            f"{status.documents_per_second:.2f} documents/s, {workers} at {status.utilisation:.0%}{retries}, about {left} left"
+            f"{status.documents_per_second:.2f} documents/s, {workers} at {status.utilisation:.0%}{retries}, "
+            f"about {left} left"
         )
 
     def status(self, state: State, reason: str | None = None) -> RunStatus:
