@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -138,19 +138,16 @@ class Mirror:
         for path in _left_by_a_killed_fetch(folder, there):
             path.unlink()
         names = sorted(there, key=lambda name: (name == CONFIG_HASH, name == CONFIG, name))
-        written: list[Path] = []
-        try:
+        with ExitStack() as undo:
             for name in names:
                 with self._errors(f"give {name}"):
                     content = self._get(name)
-                written.append(folder / name)
-                written[-1].parent.mkdir(parents=True, exist_ok=True)
-                with replacing(written[-1]) as temporary:
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                undo.callback(path.unlink, missing_ok=True)
+                with replacing(path) as temporary:
                     temporary.write_bytes(content)
-        except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
-            raise
+            undo.pop_all()
         return len(names)
 
     def _taken_up(self, folder: Path) -> dict[str, int]:

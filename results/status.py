@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from results.atomic_file import write_text
+from results.versioned_json import finite_or_none, parsed
 
 STATUS = "status.json"
 """Name of the status in the run directory."""
@@ -77,7 +78,7 @@ class RunStatus:
         Returns:
             An object with `schema_version` and one key per field, indented, ending in a line break.
         """
-        values = {key: _finite_or_none(value) for key, value in asdict(self).items()}
+        values = {key: finite_or_none(value) for key, value in asdict(self).items()}
         return json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -93,7 +94,7 @@ class RunStatus:
         Raises:
             ValueError: text is no JSON, or has another schema version, other keys, or values of other types.
         """
-        document = _parsed(text)
+        document = parsed(text, kind="status", version=SCHEMA_VERSION)
         missing = sorted({field.name for field in fields(cls)} - set(document))
         unknown = sorted(set(document) - {field.name for field in fields(cls)})
         if missing or unknown:
@@ -199,24 +200,6 @@ def _duration(seconds: float) -> str:
 
 def _count(number: int, one: str, several: str | None = None) -> str:
     return f"{number} {one if number == 1 else several or one + 's'}"
-
-
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a status must be JSON, got something else: {error}. Was the file cut?") from error
-    found = document.pop("schema_version", None) if isinstance(document, dict) else None
-    if found != SCHEMA_VERSION:
-        raise ValueError(
-            f"a status must have schema version {SCHEMA_VERSION}, got {found}. "
-            "Read it with the version of Ropewalk that wrote it."
-        )
-    return dict(document)
 
 
 def _checked(name: str, kind: object, value: object) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from results.versioned_json import finite_or_none, parsed
+
 SCHEMA_VERSION = 1
 
 
@@ -82,8 +84,8 @@ class Summary:
         Returns:
             An object with `schema_version`, `winner`, `gain` and one key per field, indented, ending in a line break.
         """
-        found = {"schema_version": SCHEMA_VERSION, "winner": self.winner, "gain": _finite_or_none(self.gain)}
-        methods = [{key: _finite_or_none(value) for key, value in asdict(result).items()} for result in self.methods]
+        found = {"schema_version": SCHEMA_VERSION, "winner": self.winner, "gain": finite_or_none(self.gain)}
+        methods = [{key: finite_or_none(value) for key, value in asdict(result).items()} for result in self.methods]
         return json.dumps({**found, **asdict(self), "methods": methods}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -99,8 +101,8 @@ class Summary:
         Raises:
             ValueError: text is no JSON, has another schema version or other keys, or no method was measured.
         """
-        document = _parsed(text)
-        for derived in ("schema_version", "winner", "gain"):
+        document = parsed(text, kind="summary", version=SCHEMA_VERSION)
+        for derived in ("winner", "gain"):
             document.pop(derived, None)
         try:
             methods = tuple(_method_result(entry) for entry in document.pop("methods"))
@@ -167,24 +169,6 @@ def heldout_gain(methods: Sequence[MethodResult]) -> float:
     if all(math.isnan(result.heldout_perplexity) for result in methods if result.kind == "formula"):
         return math.nan
     return 1.0 - winner.heldout_loss / best_formula(methods).heldout_loss
-
-
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a summary must be JSON, got something else: {error}. Was the file cut?") from error
-    found = document.get("schema_version") if isinstance(document, dict) else None
-    if found != SCHEMA_VERSION:
-        raise ValueError(
-            f"a summary must have schema version {SCHEMA_VERSION}, got {found}. "
-            "Read it with the version of Ropewalk that wrote it."
-        )
-    return dict(document)
 
 
 def _method_result(entry: dict[str, Any]) -> MethodResult:
