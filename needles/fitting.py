@@ -17,8 +17,8 @@ class Draft(NamedTuple):
     num_characters: int
     """Characters of the passage that went in."""
 
-    depth: float
-    """Share of them before the needle, 0..1."""
+    depths: tuple[float, ...]
+    """Share of them before each needle, 0..1."""
 
     token_ids: list[int]
     """The whole document."""
@@ -43,8 +43,8 @@ def fit_length(write: Callable[[int, str], Draft], length: int, *, num_character
     short, long = write(0, ""), None
     if len(short.token_ids) > length:
         raise ValueError(
-            f"length must be at least {len(short.token_ids)} tokens for the prompt, the needle and the answer, "
-            f"got {length}. Ask for longer documents."
+            f"length must be at least {len(short.token_ids)} tokens for the prompt, its needles and their answers, "
+            f"got {length}. Ask for longer documents, or for fewer needles in each."
         )
     for _ in range(_MAX_ATTEMPTS):
         if len(short.token_ids) == length:

@@ -47,7 +47,7 @@ def draw_needles(rng: np.random.Generator, num: int, *, taken: Collection[Needle
     if num > len(keys):
         raise ValueError(
             f"the needles of a run must be at most {len(_all_keys())}, got {num} after {len(taken_keys)} taken ones. "
-            "Ask for fewer documents."
+            "Ask for fewer documents, or for fewer needles in each."
         )
     chosen = rng.permutation(len(keys))[:num]
     values = _draw_values(rng, num, taken={needle.value for needle in taken})

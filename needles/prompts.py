@@ -1,4 +1,4 @@
-"""What stands before and after the haystack: the task, the question, the beginning of the answer."""
+"""What stands before and after the haystack: the task, the questions, the beginnings of the answers."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ _TASK = (
 )
 _QUESTION = "\nWhat is the special magic number for {key} mentioned in the provided text?"
 _ANSWER_PREFIX = "The special magic number for {key} mentioned in the provided text is"
+_FURTHER = f"{_QUESTION} {_ANSWER_PREFIX}"
 _KEY = "{key}"
 
 
@@ -25,17 +26,22 @@ class Prompt:
     """From the start of the document to the haystack."""
 
     after: str
-    """From the haystack to the value; {key} stands for the needle's key."""
+    """From the haystack to the first value; {key} stands for the needle's key."""
 
     add_special_tokens: bool
     """Whether the tokenizer adds its special tokens. False where the text holds them already."""
 
-    def write(self, haystack: str, needle: Needle) -> str:
-        """Return the whole document as text, ending with the needle's value. The needle is not put in here."""
-        return f"{self.before}{haystack}{self.after.replace(_KEY, needle.key)} {needle.value}"
+    def write(self, haystack: str, needle: Needle, *others: Needle) -> str:
+        """Return the whole document as text, ending with the last needle's value. The needles are not put in here.
+
+        After the first value come, for each other needle, its question, the beginning of the answer and its value, in
+        a chat all in the model's own turn.
+        """
+        further = (f"{_FURTHER.replace(_KEY, other.key)} {other.value}" for other in others)
+        return f"{self.before}{haystack}{self.after.replace(_KEY, needle.key)} {needle.value}{''.join(further)}"
 
 
-RULER_BASE = Prompt(name="ruler-base", before=_TASK, after=f"{_QUESTION} {_ANSWER_PREFIX}", add_special_tokens=True)
+RULER_BASE = Prompt(name="ruler-base", before=_TASK, after=_FURTHER, add_special_tokens=True)
 """For base models. Source: LongRoPE2, arXiv:2502.20082, appendix C, after RULER, arXiv:2404.06654."""
 
 

@@ -1,13 +1,15 @@
 """A little book, and tokenizers that treat text in different ways."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RawTokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+REFERENCE = Path(__file__).parents[2] / "workers/reference"
 VOCABULARY = """
 the a and of to in harbour lantern whisper crooked morning letter captain garden sister bridge window remember
 carried answered slowly beneath golden quarrel river thunder almost before under stranger kitchen velvet is one
@@ -118,6 +120,23 @@ def digitless_bpe() -> PreTrainedTokenizerFast:
     return wrapped(raw, unk_token="<unk>")
 
 
+def line_bpe() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that keeps a line break with the digit before it."""
+    raw = RawTokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d\n?"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    raw.train_from_iterator([f"{digit}\n{digit}" for digit in range(10)] * 5, trainer)
+    return wrapped(raw)
+
+
 def wrapped(raw: RawTokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
     """Return the tokenizer as transformers' class, which tidies spaces on decoding unless it is told not to."""
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -163,3 +182,16 @@ def digitless() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def eos() -> PreTrainedTokenizerFast:
     return eos_bpe()
+
+
+@pytest.fixture(scope="session")
+def lines() -> PreTrainedTokenizerFast:
+    return line_bpe()
+
+
+@pytest.fixture(scope="session")
+def reference() -> PreTrainedTokenizerFast:
+    """The tokenizer of the model that is shipped."""
+    tokenizer = AutoTokenizer.from_pretrained(REFERENCE / "model")
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer

@@ -56,7 +56,7 @@ def text_of(tokenizer: PreTrainedTokenizerFast, document: NeedleDocument) -> str
 def test_documents_have_exactly_the_length_asked_for(tokenizer: PreTrainedTokenizerFast, passage: Passage) -> None:
     for length in [*range(400, 412), 777, 1024, 2049]:
         for depth in (0.0, 0.31, 0.5, 1.0):
-            document = build_document(tokenizer, passage, NEEDLE, split="search", length=length, depth=depth)
+            document = build_document(tokenizer, passage, [NEEDLE], split="search", length=length, depths=[depth])
             assert len(document.token_ids) == document.length == length
             assert document.answer_start + document.num_answer_tokens == length
 
@@ -65,7 +65,7 @@ def test_documents_end_with_the_whole_answer_and_hold_the_whole_needle(
     tokenizer: PreTrainedTokenizerFast, passage: Passage
 ) -> None:
     for depth in np.linspace(0, 1, 21):
-        document = build_document(tokenizer, passage, NEEDLE, split="search", length=600, depth=float(depth))
+        document = build_document(tokenizer, passage, [NEEDLE], split="search", length=600, depths=[float(depth)])
         answer = decode(tokenizer, document.token_ids[document.answer_start :].tolist())
         assert answer.endswith(NEEDLE.value)
         assert NEEDLE.value not in decode(tokenizer, document.token_ids[document.answer_start + 1 :].tolist())
@@ -73,7 +73,7 @@ def test_documents_end_with_the_whole_answer_and_hold_the_whole_needle(
 
 
 def test_the_ids_are_those_of_the_whole_text(eos: PreTrainedTokenizerFast, passage: Passage) -> None:
-    document = build_document(eos, passage, NEEDLE, split="search", length=600, depth=0.5)
+    document = build_document(eos, passage, [NEEDLE], split="search", length=600, depths=[0.5])
     text = decode(eos, document.token_ids[1:].tolist())
     assert [*document.token_ids, eos.eos_token_id] == eos(text)["input_ids"]
     assert document.token_ids[0] == eos.bos_token_id
@@ -82,7 +82,7 @@ def test_the_ids_are_those_of_the_whole_text(eos: PreTrainedTokenizerFast, passa
 def test_the_text_is_the_prompt_round_the_passage_and_the_needle(
     byte_level: PreTrainedTokenizerFast, passage: Passage
 ) -> None:
-    document = build_document(byte_level, passage, NEEDLE, split="search", length=600, depth=0.0)
+    document = build_document(byte_level, passage, [NEEDLE], split="search", length=600, depths=[0.0])
     haystack = passage.cut(0, int(document.passage_id.split(":")[1].rstrip("]")))
     assert text_of(byte_level, document) == RULER_BASE.write(f"{NEEDLE.sentence()} {haystack.text}", NEEDLE)
     assert document.passage_sha256 == sha256(haystack.text.encode()).hexdigest()
@@ -93,7 +93,7 @@ def test_the_needle_lies_at_the_depth_asked_for_between_two_sentences(
     byte_level: PreTrainedTokenizerFast, passage: Passage
 ) -> None:
     for depth in np.linspace(0, 1, 11):
-        document = build_document(byte_level, passage, NEEDLE, split="search", length=2_000, depth=float(depth))
+        document = build_document(byte_level, passage, [NEEDLE], split="search", length=2_000, depths=[float(depth)])
         before, _, after = text_of(byte_level, document).partition(NEEDLE.sentence())
         assert before[-1].isspace()
         assert before.rstrip()[-1] in ".?!"
@@ -107,7 +107,9 @@ def test_the_needle_lies_at_the_depth_asked_for_between_two_sentences(
 def test_a_chat_document_begins_the_answer_after_the_assistants_header(
     chat: PreTrainedTokenizerFast, passage: Passage
 ) -> None:
-    document = build_document(chat, passage, NEEDLE, split="search", length=700, depth=0.5, prompt=chat_prompt(chat))
+    document = build_document(
+        chat, passage, [NEEDLE], split="search", length=700, depths=[0.5], prompt=chat_prompt(chat)
+    )
     assert document.length == 700
     text = text_of(chat, document)
     assert text.startswith("<|user|>\nA special magic number")
@@ -121,7 +123,7 @@ def test_a_haystack_of_characters_with_three_or_four_tokens_each_is_met(byte_lev
     for character in ("漢", "🪢"):
         passage = Passage((Piece("foreign", 0, character * 2_000),))
         for length in range(500, 508):
-            document = build_document(byte_level, passage, NEEDLE, split="search", length=length, depth=0.5)
+            document = build_document(byte_level, passage, [NEEDLE], split="search", length=length, depths=[0.5])
             assert document.length == length
 
 
@@ -190,7 +192,7 @@ def test_a_haystack_goes_on_at_the_start_of_the_split_when_its_end_is_reached(
 
 
 def test_token_ids_cannot_be_changed(byte_level: PreTrainedTokenizerFast, passage: Passage) -> None:
-    document = build_document(byte_level, passage, NEEDLE, split="search", length=500, depth=0.5)
+    document = build_document(byte_level, passage, [NEEDLE], split="search", length=500, depths=[0.5])
     assert document.token_ids.dtype == np.int32
     with pytest.raises(ValueError, match="read-only"):
         document.token_ids[0] = 1
@@ -203,7 +205,7 @@ def test_a_haystack_shorter_than_the_document_is_refused(byte_level: PreTrainedT
 
 
 def test_a_length_below_the_prompt_is_refused(byte_level: PreTrainedTokenizerFast, corpus: Path) -> None:
-    with pytest.raises(ValueError, match=r"length must be at least \d+ tokens for the prompt, the needle and the ans"):
+    with pytest.raises(ValueError, match=r"length must be at least \d+ tokens for the prompt, its needles and their"):
         build(byte_level, corpus, length=50)
 
 
@@ -217,7 +219,7 @@ def test_a_depth_outside_the_haystack_is_refused(
     byte_level: PreTrainedTokenizerFast, passage: Passage, depth: float
 ) -> None:
     with pytest.raises(ValueError, match=r"depth must lie between 0 and 1, got .*\. Give a share of the haystack\."):
-        build_document(byte_level, passage, NEEDLE, split="search", length=500, depth=depth)
+        build_document(byte_level, passage, [NEEDLE], split="search", length=500, depths=[depth])
 
 
 def test_no_documents_are_refused(byte_level: PreTrainedTokenizerFast, corpus: Path) -> None:

@@ -14,7 +14,7 @@ def writer(tokens_per_character: list[int], ending_tokens: int = 1) -> Callable[
 
     def write(num_characters: int, ending: str) -> Draft:
         num_tokens = PROMPT_TOKENS + int(totals[num_characters]) + ending_tokens * ending.count(".")
-        return Draft(num_characters, 0.5, [0] * num_tokens)
+        return Draft(num_characters, (0.5,), [0] * num_tokens)
 
     return write
 
@@ -50,7 +50,7 @@ def test_full_stops_fill_up_where_each_character_is_three_tokens() -> None:
 
 
 def test_a_length_below_the_prompt_is_refused() -> None:
-    message = r"length must be at least 10 tokens for the prompt, the needle and the answer, got 9\. Ask for longer"
+    message = r"length must be at least 10 tokens for the prompt, its needles and their answers, got 9\. Ask for longer"
     with pytest.raises(ValueError, match=message):
         fit_length(writer([1] * 100), 9, num_characters=100, passage="p")
 
