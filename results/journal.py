@@ -99,5 +99,9 @@ def _record(measurement: Measurement) -> dict[str, object]:
 def _measurement(record: dict[str, object]) -> Measurement:
     if not isinstance(record, dict):
         raise TypeError(f"{record!r} is no measurement")
-    sum_nll = record.get("sum_nll")
-    return Measurement(**{**record, "sum_nll": math.nan if sum_nll is None else sum_nll})  # type: ignore[arg-type]
+    sum_nll, gradient = record.get("sum_nll"), record.get("gradient")
+    parsed = {
+        "sum_nll": math.nan if sum_nll is None else sum_nll,
+        "gradient": None if gradient is None else tuple(gradient),  # type: ignore[arg-type]
+    }
+    return Measurement(**record | parsed)  # type: ignore[arg-type]

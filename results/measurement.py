@@ -34,6 +34,9 @@ class Measurement:
     """Wall time spent on the document; a batch's time is shared evenly among its documents."""
     failure: str | None = None
     """Why there is no loss, in one line; None where there is one."""
+    gradient: tuple[float, ...] | None = None
+    """Derivative of this document's mean loss by the logarithm of each rescale factor, then by the attention
+    temperature, nats per token; rotary_dim / 2 + 1 finite numbers. None where it was not asked for, or failed."""
 
     def __post_init__(self) -> None:
         """Refuse a number that is neither a loss nor a failure."""
@@ -46,6 +49,14 @@ class Measurement:
             raise ValueError(
                 f"a failed measurement must have a NaN sum_nll and no tokens, got {self.sum_nll} over "
                 f"{self.num_tokens} tokens. Drop the numbers or the failure."
+            )
+        if self.failure is not None and self.gradient is not None:
+            raise ValueError(
+                f"a failed measurement must have no gradient, got {len(self.gradient)} numbers. Drop one of the two."
+            )
+        if self.gradient is not None and not all(map(math.isfinite, self.gradient)):
+            raise ValueError(
+                f"a gradient must hold finite numbers, got {self.gradient}. Give the reason as its failure."
             )
 
 

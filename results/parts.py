@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from results.atomic_file import replacing
 from results.measurement import Measurement
-from results.schema import MEASUREMENTS, check_version
+from results.schema import MEASUREMENTS, check_version, in_this_version
 
 PART = ".parquet"
 """Ending of a finished part."""
@@ -59,6 +59,18 @@ def measurements_table(measurements: Sequence[Measurement]) -> pa.Table:
     return pa.Table.from_pylist([_row(measurement) for measurement in measurements], schema=MEASUREMENTS)
 
 
+def table_measurements(table: pa.Table) -> list[Measurement]:
+    """Return the measurements of a table of the stored schema, in their order.
+
+    Args:
+        table: As `measurements_table` or `read_part` returns it.
+    """
+    return [
+        Measurement(**row | {"gradient": None if row["gradient"] is None else tuple(row["gradient"])})
+        for row in table.to_pylist()
+    ]
+
+
 def write_part(path: Path, measurements: Sequence[Measurement]) -> None:
     """Write a part, whole or not at all, with a checksum of every page.
 
@@ -81,7 +93,7 @@ def read_part(path: Path) -> pa.Table:
         path: Parquet file.
 
     Returns:
-        A table of the schema `MEASUREMENTS`.
+        A table of the schema `MEASUREMENTS`; of an older part, without gradients.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -98,6 +110,7 @@ def read_part(path: Path) -> pa.Table:
         check_version(table.schema)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    table = in_this_version(table)
     if not table.schema.equals(MEASUREMENTS):
         raise ValueError(
             f"{path} must have the columns {', '.join(MEASUREMENTS.names)} with their types, "

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"ropewalk_schema_version"
 """Key of the version in the metadata of a Parquet file."""
 
@@ -16,24 +16,43 @@ MEASUREMENTS = pa.schema(
         pa.field("num_tokens", pa.int64(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("failure", pa.string(), nullable=True),
+        pa.field("gradient", pa.list_(pa.field("element", pa.float64(), nullable=False)), nullable=True),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 """One row per (candidate, document): the fields of `Measurement`, in its order."""
 
+WITHOUT_GRADIENT = pa.schema(list(MEASUREMENTS)[:-1], metadata={VERSION_KEY: b"1"})
+"""The same before there were gradients, in version 1."""
+
 
 def check_version(schema: pa.Schema) -> None:
-    """Refuse measurements that this version of Ropewalk did not write and may misread.
+    """Refuse measurements that this version of Ropewalk may misread.
 
     Args:
         schema: Schema of a file.
 
     Raises:
-        ValueError: The metadata has no version, or another one.
+        ValueError: The metadata has no version, or one that is neither this nor an older one.
     """
     found = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
-    if found != str(SCHEMA_VERSION):
+    if found not in ("1", str(SCHEMA_VERSION)):
         raise ValueError(
-            f"measurements must have schema version {SCHEMA_VERSION}, got {found}. "
+            f"measurements must have schema version 1 or {SCHEMA_VERSION}, got {found}. "
             "Read them with the version of Ropewalk that wrote them."
         )
+
+
+def in_this_version(table: pa.Table) -> pa.Table:
+    """Return a table of an older version with the columns of this one; any other table as it is.
+
+    Args:
+        table: What was read from a file.
+
+    Returns:
+        The table; measurements of version 1 have no gradient in it.
+    """
+    if not table.schema.equals(WITHOUT_GRADIENT, check_metadata=True):
+        return table
+    field = MEASUREMENTS.field("gradient")
+    return table.append_column(field, pa.nulls(len(table), field.type)).cast(MEASUREMENTS)

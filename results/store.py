@@ -20,6 +20,7 @@ from results.parts import (
     numbered,
     part_path,
     read_part,
+    table_measurements,
     write_part,
 )
 from results.schema import MEASUREMENTS
@@ -111,8 +112,7 @@ class MeasurementStore:
             journal.unlink()
         found: dict[tuple[str, str], Measurement] = {}
         for number in sorted(tables):
-            for row in tables[number].to_pylist():
-                measurement = Measurement(**row)
+            for measurement in table_measurements(tables[number]):
                 key = measurement.candidate, measurement.document
                 found.pop(key, None)
                 found[key] = measurement
@@ -159,8 +159,8 @@ def read_measurements(directory: str | Path) -> pd.DataFrame:
 
     Returns:
         One row per (candidate, document) pair, as it was added last, with the fields of `Measurement` as columns; a
-        failure has a NaN `sum_nll` and its reason in `failure`, which is missing (`isna`) elsewhere. No rows where
-        nothing was added yet.
+        failure has a NaN `sum_nll` and its reason in `failure`, which is missing (`isna`) elsewhere; `gradient` is
+        None or an array, shape (rotary_dim / 2 + 1,), float64. No rows where nothing was added yet.
 
     Raises:
         ValueError: directory is no folder, a part is no Parquet file, or it has another schema or schema version.

@@ -9,7 +9,7 @@ import ray
 from needles.document import NeedleDocument
 from results.measurement import Measurement
 from workers.accelerators import Accelerator, accelerators_in_use
-from workers.scorer import ScoringFactory, Task
+from workers.scorer import ScoringFactory, Task, measure_task
 
 
 class WorkerPlace(NamedTuple):
@@ -62,4 +62,4 @@ class ScoringActor:
         Raises:
             Exception: As the scoring does.
         """
-        return self._scoring.score(task.candidate, task.documents)
+        return measure_task(self._scoring, task)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from needles.document import NeedleDocument
 from results.measurement import Measurement
 from workers.accelerators import accelerators_in_use
-from workers.scorer import ClusterError, Scoring, Task, failed_measurements, failure_reason, given_up
+from workers.scorer import ClusterError, Scoring, Task, failed_measurements, failure_reason, given_up, measure_task
 
 MOST_GIVEN_UP = 3
 """Tasks in a row that may not all raise: after a broken device (a sticky CUDA error) none would be measured."""
@@ -75,7 +75,7 @@ class LocalScorer:
         task = self._tasks.popleft()
         for num_tries in range(1, self._max_retries + 2):
             try:
-                measurements = self._scoring.score(task.candidate, task.documents)
+                measurements = measure_task(self._scoring, task)
             except Exception as error:  # noqa: BLE001 - the one place that catches all, to turn it into values
                 reason = failure_reason(error)
             else:

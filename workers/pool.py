@@ -236,11 +236,12 @@ class RayPool:
         )
 
     def _take_measurements(self, worker: RayWorker, measurements: list[Measurement]) -> None:
-        worker.finish_first(monotonic())
+        task = worker.finish_first(monotonic()).task
         worker.num_failures = worker.num_raised = self._num_given_up = 0
         for measurement in measurements:
             if measurement.failure is None:
-                self._deadline.learn(self._documents[measurement.document].length, measurement.seconds)
+                length = self._documents[measurement.document].length
+                self._deadline.learn(length, measurement.seconds, with_gradient=task.with_gradient)
         self._finished.append(measurements)
 
     def _take_raised(self, worker: RayWorker, reason: str) -> None:
@@ -266,7 +267,9 @@ class RayPool:
             return ANSWER_SECONDS
         if worker.first is None:
             return inf
-        return self._deadline.seconds([self._documents[document].length for document in worker.first.task.documents])
+        task = worker.first.task
+        lengths = [self._documents[document].length for document in task.documents]
+        return self._deadline.seconds(lengths, with_gradient=task.with_gradient)
 
     def _replace(self, worker: RayWorker, reason: str) -> None:
         """End a worker and put its tasks back; the one that ran was tried in vain, those behind it were not.

@@ -3,6 +3,7 @@
 Shapes: B documents, T tokens, D rotated dimensions per head, P frequency pairs (D / 2).
 """
 
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -51,22 +52,23 @@ class RopePatch:
         """
         self.geometry: RopeGeometry = rope_geometry(model.config)
         self._model = model
-        self._sites = _rotary_sites(model)
+        self.sites = _rotary_sites(model)
+        """Every rotation that factors go to."""
         self._wavelengths_P = _wavelengths(self.geometry)
-        self._native: list[_Rotation] = []
+        self._native: list[Rotation] = []
         self._hooks: list[RemovableHandle] = []
-        if not self._sites:
+        if not self.sites:
             raise ValueError(
                 "the model must have a rotary module with inv_freq and attention_scaling, got "
                 f"{type(model).__name__} with none. Choose another model."
             )
-        for site in self._sites:
+        for site in self.sites:
             _check_rotation(site.rotation(), self.geometry, self._wavelengths_P)
 
     @property
     def kept_layer_types(self) -> list[str]:
         """Layer types whose rotation is never rescaled; empty where all layers share one rotation."""
-        names = {name for site in self._sites if isinstance(site.rope_types, dict) for name in site.rope_types}
+        names = {name for site in self.sites if isinstance(site.rope_types, dict) for name in site.rope_types}
         return sorted(names - {FULL_ATTENTION})
 
     def install(self, factors: RescaleFactors) -> None:
@@ -83,14 +85,14 @@ class RopePatch:
         """
         _check_factors(factors, self.geometry)
         self._remove_hooks()
-        self._native = self._native or [site.rotation() for site in self._sites]
+        self._native = self._native or [site.rotation() for site in self.sites]
         # In float32 and in the order of transformers' longrope, eq. 8
         inv_freq_P = 1.0 / (torch.tensor(factors.values, dtype=torch.float32) * self._wavelengths_P)
         unscaled_P = 1.0 / self._wavelengths_P
-        for site, native in zip(self._sites, self._native, strict=True):
+        for site, native in zip(self.sites, self._native, strict=True):
             device = native.inv_freq.device
             # "default" keeps the dynamic and longrope modules from computing frequencies of their own over ours
-            site.rotate(_Rotation(inv_freq_P.to(device), factors.attention_temperature, "default"))
+            site.rotate(Rotation(inv_freq_P.to(device), factors.attention_temperature, "default"))
             if factors.num_start_tokens:
                 hook = partial(_keep_start, site, unscaled_P.to(device), factors.num_start_tokens)
                 self._hooks.append(site.module.register_forward_hook(hook, with_kwargs=True))
@@ -98,7 +100,7 @@ class RopePatch:
     def restore(self) -> None:
         """Give the model back the rotation it was loaded with, bit for bit; harmless where nothing is installed."""
         self._remove_hooks()
-        for site, native in zip(self._sites, self._native, strict=False):
+        for site, native in zip(self.sites, self._native, strict=False):
             site.rotate(native)
         self._native = []
 
@@ -151,20 +153,33 @@ class RopePatch:
         self._hooks.clear()
 
 
-class _Rotation(NamedTuple):
+def position_ids(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """Return the positions with which a rotary module was called, shape (documents, tokens).
+
+    Args:
+        args, kwargs: Arguments of the call.
+    """
+    return kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+
+
+class Rotation(NamedTuple):
     """What a rotary module turns by."""
 
     inv_freq: Tensor
+    """Radians per token, shape (P,)."""
     attention_scaling: float
+    """What cos and sin are multiplied by."""
     rope_type: str
+    """The scaling, as transformers names it."""
 
 
-class _RotarySite:
+class RotarySite:
     """One rotation inside a rotary module: its only one, or that of full attention where it has one per layer type."""
 
     def __init__(self, module: nn.Module, layer_type: str) -> None:
         """Name the attributes; `layer_type` is empty for a module with one rotation."""
         self.module = module
+        """The rotary module."""
         self._layer_type = layer_type
         prefix = f"{layer_type}_" if layer_type else ""
         self._inv_freq = f"{prefix}inv_freq"
@@ -172,22 +187,39 @@ class _RotarySite:
 
     @property
     def exists(self) -> bool:
+        """Whether the module has this rotation."""
         return self._inv_freq in self.module._buffers and hasattr(self.module, self._attention_scaling)
 
     @property
     def rope_types(self) -> str | dict[str, str]:
+        """The module's scaling, or that of each layer type."""
         types: str | dict[str, str] = getattr(self.module, "rope_type", "default")
         return types
 
-    def rotation(self) -> _Rotation:
+    def rotation(self) -> Rotation:
+        """Return what the module turns by now."""
         types = self.rope_types
-        return _Rotation(
+        return Rotation(
             getattr(self.module, self._inv_freq),
             getattr(self.module, self._attention_scaling),
             types[self._layer_type] if isinstance(types, dict) else types,
         )
 
-    def rotate(self, rotation: _Rotation) -> None:
+    def serves(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> bool:
+        """Return whether a call of the module asks for this rotation.
+
+        Args:
+            args, kwargs: Arguments of the call; one of them is the layer type where there are several.
+        """
+        values = (*args, *kwargs.values())
+        return not self._layer_type or any(isinstance(value, str) and value == self._layer_type for value in values)
+
+    def rotate(self, rotation: Rotation) -> None:
+        """Make the module turn otherwise.
+
+        Args:
+            rotation: Its frequencies may be of any precision.
+        """
         # A new tensor, not a copy into the old one: that keeps the native one untouched and this one float32
         self.turn(rotation.inv_freq)
         setattr(self.module, self._attention_scaling, rotation.attention_scaling)
@@ -198,11 +230,16 @@ class _RotarySite:
             self.module.rope_type = rotation.rope_type  # type: ignore[assignment]
 
     def turn(self, inv_freq_P: Tensor) -> None:
+        """Exchange the frequencies alone.
+
+        Args:
+            inv_freq_P: Radians per token, shape (P,).
+        """
         setattr(self.module, self._inv_freq, inv_freq_P)
 
 
-def _rotary_sites(model: PreTrainedModel) -> list[_RotarySite]:
-    sites = [_RotarySite(module, layer_type) for module in model.modules() for layer_type in ("", FULL_ATTENTION)]
+def _rotary_sites(model: PreTrainedModel) -> list[RotarySite]:
+    sites = [RotarySite(module, layer_type) for module in model.modules() for layer_type in ("", FULL_ATTENTION)]
     return [site for site in sites if site.exists]
 
 
@@ -212,7 +249,7 @@ def _wavelengths(geometry: RopeGeometry) -> Tensor:
     return geometry.base ** (torch.arange(0, rotary_dim, 2, dtype=torch.int64).to(torch.float32) / rotary_dim)
 
 
-def _check_rotation(rotation: _Rotation, geometry: RopeGeometry, wavelengths_P: Tensor) -> None:
+def _check_rotation(rotation: Rotation, geometry: RopeGeometry, wavelengths_P: Tensor) -> None:
     inv_freq_P = rotation.inv_freq.detach().to("cpu", torch.float32)
     if inv_freq_P.numel() != geometry.rotary_dim // 2:
         raise ValueError(
@@ -236,7 +273,7 @@ def _check_factors(factors: RescaleFactors, geometry: RopeGeometry) -> None:
 
 
 def _keep_start(
-    site: _RotarySite,
+    site: RotarySite,
     unscaled_P: Tensor,
     num_start_tokens: int,
     module: nn.Module,
@@ -245,7 +282,7 @@ def _keep_start(
     rescaled: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, ...]:
     """Return cos and sin with the first positions as they were, whatever layout the module gives them."""
-    position_ids_BT = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+    position_ids_BT = position_ids(args, kwargs)
     inv_freq_P = site.rotation().inv_freq
     site.turn(unscaled_P)
     try:

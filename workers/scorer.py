@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
@@ -18,6 +18,8 @@ class Task:
     """Factors to install."""
     documents: tuple[str, ...]
     """Ids of documents of equal length."""
+    with_gradient: bool = False
+    """Whether the measurements must say how the loss changes with the factors."""
 
 
 class Scoring(Protocol):
@@ -32,6 +34,22 @@ class Scoring(Protocol):
 
         Returns:
             One measurement or failure per document, in the order of the ids. What it raises may be tried again.
+        """
+
+
+@runtime_checkable
+class GradientScoring(Scoring, Protocol):
+    """A scoring that can also differentiate the loss."""
+
+    def score_with_gradient(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
+        """Measure factors on documents, and the gradient of each document's loss.
+
+        Args:
+            candidate: Factors to install.
+            document_ids: Ids of documents given at construction.
+
+        Returns:
+            As `score`, with a gradient in every measurement that did not fail.
         """
 
 
@@ -81,6 +99,30 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Give back what the scorer holds; tasks in flight are lost. Harmless when called twice."""
+
+
+def measure_task(scoring: Scoring, task: Task) -> list[Measurement]:
+    """Return the measurements of a task, with gradients where it asks for them.
+
+    Args:
+        scoring: Measures it.
+        task: What to measure.
+
+    Returns:
+        One measurement or failure per document, in the order of the task.
+
+    Raises:
+        ValueError: The task asks for gradients and the scoring has none.
+        Exception: As the scoring does.
+    """
+    if not task.with_gradient:
+        return scoring.score(task.candidate, task.documents)
+    if not isinstance(scoring, GradientScoring):
+        raise ValueError(
+            f"a task with gradients must go to a scoring that has them, got {type(scoring).__name__}. "
+            "Choose a search that needs none."
+        )
+    return scoring.score_with_gradient(task.candidate, task.documents)
 
 
 def failed_measurements(

@@ -1,6 +1,6 @@
 """NeedleScoring: a loaded model and its documents; factors in, one measurement per document out.
 
-Shapes: B documents, T tokens, A answer tokens, V vocabulary.
+Shapes: B documents, T tokens, A tokens from the first answer on, V vocabulary.
 """
 
 import gc
@@ -8,6 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import TypeAlias
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
 from rope.factors import RescaleFactors
+from workers.gradient import RotationChange, checkpointed_layers, differentiable_rotation
 from workers.model import LoadedModel
 from workers.scorer import Task, failed_measurements, failure_reason, is_out_of_memory
 
@@ -50,7 +52,7 @@ def load_scoring(documents: Sequence[NeedleDocument], *, load: ModelLoader) -> "
 
 
 class NeedleScoring:
-    """Measures the loss of the needle's answer, the last tokens of each document, under any factors."""
+    """Measures the loss of the needles' answers, at the end of each document, under any factors."""
 
     def __init__(self, loaded: LoadedModel, documents: Sequence[NeedleDocument]) -> None:
         """Turn the documents into tensors and prove that factors change the model's logits.
@@ -87,12 +89,39 @@ class NeedleScoring:
             One measurement per document, in the order of the ids.
         """
         with self._patch:
-            try:
-                self._patch.install(candidate)
-            except ValueError as error:
-                task = Task(candidate, tuple(document_ids))
-                return failed_measurements(task, self._documents, failure_reason(error))
-            return self._score_installed(candidate, tuple(document_ids))
+            return self._refused(candidate, document_ids) or self._score_installed(candidate, tuple(document_ids))
+
+    def score_with_gradient(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
+        """Measure factors and the gradient of each document's loss; one document after the other.
+
+        Failures are those of `score`, and a gradient that is not finite. The weights are not differentiated.
+
+        Args:
+            candidate: Factors to install.
+            document_ids: Ids of documents given at construction; their lengths may differ.
+
+        Returns:
+            One measurement per document, in the order of the ids, each that did not fail with its gradient.
+
+        Raises:
+            ValueError: The layout of the model's rotary modules is not known, see `differentiable_rotation`.
+        """
+        # From the installation on: autograd refuses frequencies that were made in inference mode
+        with torch.inference_mode(False), torch.enable_grad(), self._patch:
+            if refused := self._refused(candidate, document_ids):
+                return refused
+            rotation = differentiable_rotation(self._patch, num_start_tokens=candidate.num_start_tokens)
+            with rotation as change:
+                return [self._differentiated(candidate, document_id, change) for document_id in document_ids]
+
+    def _refused(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
+        """Install factors; return nothing, or the failures of a model that does not take them."""
+        try:
+            self._patch.install(candidate)
+        except ValueError as error:
+            task = Task(candidate, tuple(document_ids))
+            return failed_measurements(task, self._documents, failure_reason(error))
+        return []
 
     def _score_installed(self, candidate: RescaleFactors, rest: tuple[str, ...]) -> list[Measurement]:
         measured: list[Measurement] = []
@@ -100,10 +129,8 @@ class NeedleScoring:
             length = self._documents[rest[0]].length
             batch = rest[: self._batch_sizes.get(length)]
             start = perf_counter()
-            sums, shortage = self._sums_or_shortage(batch)
+            sums, shortage = _or_shortage(partial(self._sums_of_nll, [self._documents[name] for name in batch]))
             seconds = (perf_counter() - start) / len(batch)
-            if shortage:
-                _free_memory()
             if shortage and len(batch) > 1:
                 self._batch_sizes[length] = len(batch) // 2
                 logger.warning(
@@ -118,33 +145,51 @@ class NeedleScoring:
             rest = rest[len(batch) :]
         return measured
 
-    def _sums_or_shortage(self, batch: Sequence[str]) -> tuple[list[float], str]:
-        """Return the batch's losses, or why memory was too short for them; what the error held is free by then."""
-        try:
-            return self._sums_of_nll([self._documents[document] for document in batch]), ""
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return [], failure_reason(error)
+    def _differentiated(self, candidate: RescaleFactors, document_id: str, change: RotationChange) -> Measurement:
+        start = perf_counter()
+        numbers, shortage = _or_shortage(partial(self._sum_and_gradient, self._documents[document_id], change))
+        seconds = perf_counter() - start
+        if shortage:
+            return failed_measurements(Task(candidate, (document_id,)), self._documents, shortage, seconds=seconds)[0]
+        return self._measurement(candidate, document_id, numbers[0], seconds, gradient=tuple(numbers[1:]))
+
+    def _sum_and_gradient(self, document: NeedleDocument, change: RotationChange) -> list[float]:
+        with checkpointed_layers(self._model, document.length):
+            sum_nll = self._nll([document])[0]
+            return [sum_nll.item(), *change.gradient(sum_nll / document.num_answer_tokens)]
 
     @torch.inference_mode()
     def _sums_of_nll(self, documents: Sequence[NeedleDocument]) -> list[float]:
+        sums: list[float] = self._nll(documents).tolist()
+        return sums
+
+    def _nll(self, documents: Sequence[NeedleDocument]) -> Tensor:
+        """Return the negative log-likelihood of each document's answers, shape (B,), float64, nats."""
         input_ids_BT = torch.stack([self._token_ids[document.id] for document in documents])
-        answer_lengths = [document.num_answer_tokens for document in documents]
-        targets_BA = _answer_targets(input_ids_BT, answer_lengths)
-        output = self._model(input_ids=input_ids_BT, use_cache=False, logits_to_keep=max(answer_lengths) + 1)
+        targets_BA = _answer_targets(input_ids_BT, documents)
+        output = self._model(input_ids=input_ids_BT, use_cache=False, logits_to_keep=targets_BA.shape[1] + 1)
         logits_BAV = output.logits[:, :-1].to(targets_BA.device, torch.float32)
         nll_BA = functional.cross_entropy(
             logits_BAV.transpose(1, 2), targets_BA, reduction="none", ignore_index=IGNORED
         )
-        assert (targets_BA != IGNORED).sum(dim=1).tolist() == answer_lengths
-        sums: list[float] = nll_BA.double().sum(dim=1).tolist()
-        return sums
+        assert (targets_BA != IGNORED).sum(dim=1).tolist() == [document.num_answer_tokens for document in documents]
+        return nll_BA.double().sum(dim=1)
 
-    def _measurement(self, candidate: RescaleFactors, document_id: str, sum_nll: float, seconds: float) -> Measurement:
+    def _measurement(
+        self,
+        candidate: RescaleFactors,
+        document_id: str,
+        sum_nll: float,
+        seconds: float,
+        gradient: tuple[float, ...] | None = None,
+    ) -> Measurement:
         document = self._documents[document_id]
+        reason = ""
         if not math.isfinite(sum_nll):
             reason = f"loss is not finite: {sum_nll} over the answer of {document.num_answer_tokens} tokens"
+        elif gradient and not all(map(math.isfinite, gradient)):
+            reason = f"gradient is not finite: {sum(not math.isfinite(number) for number in gradient)} of its numbers"
+        if reason:
             task = Task(candidate, (document_id,))
             return failed_measurements(task, self._documents, reason, seconds=seconds)[0]
         return Measurement(
@@ -155,7 +200,20 @@ class NeedleScoring:
             sum_nll=sum_nll,
             num_tokens=document.num_answer_tokens,
             seconds=seconds,
+            gradient=gradient,
         )
+
+
+def _or_shortage(compute: Callable[[], list[float]]) -> tuple[list[float], str]:
+    """Return what is computed, or why memory was too short for it; what the error held is free by then."""
+    try:
+        return compute(), ""
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage = failure_reason(error)
+    _free_memory()
+    return [], shortage
 
 
 def _free_memory() -> None:
@@ -168,10 +226,13 @@ def _token_ids(document: NeedleDocument, device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(document.token_ids, dtype=np.int64)).to(device)
 
 
-def _answer_targets(input_ids_BT: Tensor, answer_lengths: Sequence[int]) -> Tensor:
-    targets_BA = input_ids_BT[:, -max(answer_lengths) :].clone()
-    for row_A, length in zip(targets_BA, answer_lengths, strict=True):
-        row_A[: row_A.numel() - length] = IGNORED
+def _answer_targets(input_ids_BT: Tensor, documents: Sequence[NeedleDocument]) -> Tensor:
+    """Return the tokens from the batch's first answer on, `IGNORED` where they are no answer; shape (B, A)."""
+    first = min(document.answer_start for document in documents)
+    targets_BA = torch.full_like(input_ids_BT[:, first:], IGNORED)
+    for targets_A, input_ids_T, document in zip(targets_BA, input_ids_BT, documents, strict=True):
+        for start, end in document.answer_spans:
+            targets_A[start - first : end - first] = input_ids_T[start:end]
     return targets_BA
 
 

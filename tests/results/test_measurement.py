@@ -65,6 +65,16 @@ def test_a_failure_with_numbers_is_refused(sum_nll: float, num_tokens: int) -> N
         measured(sum_nll, num_tokens, "out of memory")
 
 
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a gradient must hold finite numbers, got \(1.0, nan\)\. Give the reason"):
+        replace(measured(1.0, 1), gradient=(1.0, math.nan))
+
+
+def test_a_failure_with_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a failed measurement must have no gradient, got 2 numbers\. Drop one"):
+        replace(FAILED, gradient=(1.0, 2.0))
+
+
 def test_a_key_depends_on_what_a_model_computes_and_on_nothing_else() -> None:
     key = candidate_key(FACTORS)
     assert len(key) == 16

@@ -66,6 +66,40 @@ def test_a_failure_keeps_its_nan_and_its_reason(tmp_path: Path) -> None:
     assert frame["failure"][1] == "out of memory"
 
 
+def test_a_gradient_is_kept_bit_for_bit_in_the_journal_and_in_a_part(tmp_path: Path) -> None:
+    store = MeasurementStore(tmp_path)
+    found = [replace(measured("a"), gradient=(0.1 + 0.2, -1e-300, 5e8)), measured("b"), FAILED]
+    store.add(found)
+    for _ in range(2):  # from the journal, then from the part
+        gradients = list(read_measurements(tmp_path)["gradient"])
+        assert gradients[0].tolist() == [0.1 + 0.2, -1e-300, 5e8]
+        assert gradients[1:] == [None, None]
+        store.flush()
+    assert MeasurementStore(tmp_path).recover()[:2] == found[:2]
+
+
+def test_measurements_from_before_there_were_gradients_are_read_and_recovered(tmp_path: Path) -> None:
+    folder = tmp_path / "measurements"
+    folder.mkdir()
+    old = [
+        {name: value for name, value in asdict(one).items() if name != "gradient"} for one in (measured("a"), FAILED)
+    ]
+    # The columns and the line of version 1, as they were written out in full
+    numbers = ["depth", "sum_nll", "seconds"]
+    types = {name: pa.float64() if name in numbers else pa.string() for name in old[0]} | {"num_tokens": pa.int64()}
+    fields = [pa.field(name, kind, nullable=name == "failure") for name, kind in types.items()]
+    table = pa.Table.from_pylist(old, schema=pa.schema(fields, metadata={"ropewalk_schema_version": "1"}))
+    pq.write_table(table, folder / "part-00000.parquet")
+    (folder / "part-00001.jsonl").write_text(json.dumps([old[0] | {"document": "b"}]) + "\n")
+    store = MeasurementStore(tmp_path)
+    store.add([replace(measured("c"), gradient=(1.0, 2.0))])
+    assert list(read_measurements(tmp_path)["document"]) == ["a", "lost", "b", "c"]
+    assert read_measurements(tmp_path)["gradient"].isna().tolist() == [True, True, True, False]
+    first, failed, *rest = store.recover()
+    assert failed.failure == "out of memory"
+    assert [first, *rest] == [measured("a"), measured("b"), replace(measured("c"), gradient=(1.0, 2.0))]
+
+
 def test_each_flush_writes_one_numbered_part_and_nothing_else(tmp_path: Path) -> None:
     flushed(tmp_path, [measured("a")], [measured("b")])
     assert names(tmp_path) == ["part-00000.parquet", "part-00001.parquet"]
@@ -97,7 +131,7 @@ def test_any_parquet_reader_reads_a_part_and_its_schema_version(tmp_path: Path) 
     flushed(tmp_path, [measured("a"), FAILED])
     part = tmp_path / "measurements" / "part-00000.parquet"
     assert list(pd.read_parquet(part)["document"]) == ["a", "lost"]
-    assert pq.read_schema(part).metadata[b"ropewalk_schema_version"] == b"1"
+    assert pq.read_schema(part).metadata[b"ropewalk_schema_version"] == b"2"
 
 
 def test_a_run_without_measurements_has_the_columns_and_no_rows(tmp_path: Path) -> None:
@@ -192,7 +226,7 @@ def test_a_part_that_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
         read_measurements(tmp_path)
 
 
-@pytest.mark.parametrize(("metadata", "found"), [(None, "none"), ({"ropewalk_schema_version": "2"}, "2")])
+@pytest.mark.parametrize(("metadata", "found"), [(None, "none"), ({"ropewalk_schema_version": "3"}, "3")])
 def test_a_part_of_another_schema_version_is_refused(
     tmp_path: Path, metadata: dict[str, str] | None, found: str
 ) -> None:
@@ -200,14 +234,15 @@ def test_a_part_of_another_schema_version_is_refused(
     part = tmp_path / "measurements" / "part-00000.parquet"
     pq.write_table(pq.read_table(part).replace_schema_metadata(metadata), part)
     with pytest.raises(
-        ValueError, match=rf"^.*part-00000\.parquet: measurements must have schema version 1, got {found}\. .*$"
+        ValueError, match=rf"^.*part-00000\.parquet: measurements must have schema version 1 or 2, got {found}\. .*$"
     ):
         read_measurements(tmp_path)
 
 
-def test_a_part_with_other_columns_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_part_with_other_columns_is_refused(tmp_path: Path, version: str) -> None:
     (tmp_path / "measurements").mkdir()
-    table = pa.table({"candidate": ["a"]}).replace_schema_metadata({"ropewalk_schema_version": "1"})
+    table = pa.table({"candidate": ["a"]}).replace_schema_metadata({"ropewalk_schema_version": version})
     pq.write_table(table, tmp_path / "measurements" / "part-00000.parquet")
     with pytest.raises(
         ValueError, match=r"^.*part-00000\.parquet must have the columns candidate, document, .*, got candidate\. .*$"

@@ -15,7 +15,7 @@ from needles.document import NeedleDocument
 from results.measurement import Measurement
 from rope.factors import RescaleFactors
 from workers.local import LocalScorer
-from workers.model import load_model
+from workers.model import LoadedModel, load_model
 from workers.pool import RayPool
 from workers.scorer import ClusterError, Scorer, Scoring, ScoringFactory, Task
 from workers.scoring import NeedleScoring, load_scoring
@@ -79,6 +79,45 @@ def test_a_pool_measures_what_the_local_scorer_does(
         # The order of float32 sums may differ with the number of threads
         assert measurement.sum_nll == pytest.approx(local[key].sum_nll, rel=1e-5)
         assert (measurement.num_tokens, measurement.depth) == (local[key].num_tokens, local[key].depth)
+
+
+def test_a_pool_gives_the_local_scorers_gradients_also_at_a_second_try(
+    model_folder: Callable[[str], Path],
+    make_factors: MakeFactors,
+    load: Callable[[str], LoadedModel],
+    documents: Documents,
+    tmp_path: Path,
+) -> None:
+    load_llama = partial(load_model, str(model_folder("llama")), dtype="float32", device="cpu")
+
+    def make(documents: Sequence[NeedleDocument]) -> Scoring:
+        loaded = load_llama()
+        scoring = NeedleScoring(loaded, documents)
+
+        def refuse_once(module: object, args: object) -> None:
+            if not (tmp_path / "tried").exists():
+                (tmp_path / "tried").touch()
+                raise RuntimeError("not now")
+
+        loaded.model.register_forward_pre_hook(refuse_once)
+        return scoring
+
+    factors = make_factors(load("llama"), "yarn")
+    tasks = [
+        Task(factors, ("document-0", "document-1"), with_gradient=True),
+        Task(factors, ("document-2",), with_gradient=True),
+        Task(factors, ("document-3",)),
+    ]
+    pool = RayPool(make, documents, num_workers=1)
+    ours = collect_all(pool, tasks)
+    assert pool.num_retries == 1
+    pool.close()
+    local = collect_all(LocalScorer(NeedleScoring(load("llama"), documents), documents), tasks)
+    assert [key[1] for key, measurement in ours.items() if measurement.gradient is None] == ["document-3"]
+    for key, measurement in ours.items():
+        assert measurement.sum_nll == pytest.approx(local[key].sum_nll, rel=1e-5)
+        # float32 sums of another order, as many threads give them, in sums of 128 tokens that cancel
+        assert measurement.gradient == (local[key].gradient and pytest.approx(local[key].gradient, rel=1e-3, abs=1e-3))
 
 
 def test_a_killed_worker_is_replaced_and_its_tasks_are_measured(
