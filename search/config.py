@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from results.urls import HIDDEN, without_password
-from rope.methods import METHODS
-from search.samplers.cma import CmaConfig
+from search.objectives import Aggregate
+from search.racing import FEWEST_DOCUMENTS, Racing
+from search.samplers.cmaes import CmaesConfig
+from search.samplers.gradient import GradientConfig
 from search.samplers.joint import Schedule
 from search.samplers.longrope2 import EvolutionConfig
+from search.samplers.named import SAMPLERS, UNFIT, NamedConfig, check_sampler
+from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig, SpaceConfig
 
 MAY_CHANGE = (
     "model",
@@ -25,72 +29,12 @@ MAY_CHANGE = (
 )
 """Settings that a run may be taken up with another value of: places, whose contents are compared by themselves, and
 workers. Another number of threads adds up in another order; all else computes the same."""
+MOVING = ("gradient", "cmaes")
+"""Algorithms that move over the search documents, a few for each generation."""
+ALGORITHMS = (*MOVING, "longrope2", *SAMPLERS)
+"""Names of algorithms."""
 FINGERPRINT = "model_fingerprint"
 """Key in a run's configuration, beside the settings, by which the model is known wherever it lies."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DocumentsConfig:
-    """The needle documents that score candidates, and those that judge the winner."""
-
-    column: str = "text"
-    """Column of the text in JSON lines, Parquet and datasets."""
-    prompt: Literal["ruler", "chat"] = "ruler"
-    """RULER's prompt for base models, or the same through the tokenizer's chat template."""
-    num_search: int = 10
-    """Documents of the target length that every candidate is scored on."""
-    num_heldout: int = 10
-    """Documents of the target length, of other text and needles, that decide the winner."""
-    num_original: int = 10
-    """Held-out documents of the original length."""
-    batch_size: int = 1
-    """Documents in one forward."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_search", "num_heldout", "num_original", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"documents.{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceConfig:
-    """What the search is free to change."""
-
-    critical_dims: list[int] | None = None
-    """Candidates for the real critical dimension (pair indices from 0); default: from ten periods inside the
-    original window up to the theoretical one."""
-    low: float | None = None
-    """Smallest factor from the critical dimension up; default: the scale, as in the paper."""
-    high: float | None = None
-    """Largest factor; default: twice the scale, as in the paper."""
-    step: float = 0.01
-    """Grid step of the factors."""
-    attention_temperature: float | str = "longrope"
-    """Temperature of every candidate: none, longrope, yarn, a number, or best (that of the best formula)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormulasConfig:
-    """The closed-form methods that are measured first, in the same study and on the same documents."""
-
-    methods: list[str] = field(default_factory=lambda: list(METHODS))
-    """Names of methods."""
-    temperatures: list[float | str] = field(default_factory=lambda: ["paper", "none", "longrope", "yarn"])
-    """Temperatures that each method is measured with: paper (its own), none, longrope, yarn or a number. The one
-    that the search uses is always measured too."""
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.methods) - set(METHODS))
-        if unknown or not self.methods:
-            raise ValueError(
-                f"formulas.methods must name at least one of {', '.join(METHODS)}, got "
-                f"{', '.join(unknown) or 'an empty list'}. Choose from these."
-            )
-        if not self.temperatures or "best" in self.temperatures:
-            raise ValueError(
-                f"formulas.temperatures must hold at least one of paper, none, longrope, yarn or a number, got "
-                f"{self.temperatures}. Choose from these."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,16 +59,36 @@ class SearchConfig:
     """The needle documents."""
     formulas: FormulasConfig = field(default_factory=FormulasConfig)
     """The formulas to beat."""
-    algorithm: Literal["longrope2", "cma"] = "longrope2"
-    """The paper's evolution from a critical dimension upward, or CMA-ES over all pairs and the temperature."""
+    algorithm: str = "gradient"
+    """gradient: descent along the loss's gradient. cmaes: CMA-ES. longrope2: the paper's evolution. Or a sampler of
+    Optuna's, as a baseline: tpe, random, qmc, gp, nsga2, nsga3, optuna-cmaes."""
     space: SpaceConfig = field(default_factory=SpaceConfig)
     """The space of algorithm longrope2."""
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     """The evolution of algorithm longrope2."""
-    cma: CmaConfig = field(default_factory=CmaConfig)
-    """CMA-ES, of algorithm cma."""
+    monotone: MonotoneConfig = field(default_factory=MonotoneConfig)
+    """The space of all other algorithms."""
+    gradient: GradientConfig = field(default_factory=GradientConfig)
+    """The descent of algorithm gradient."""
+    cmaes: CmaesConfig = field(default_factory=CmaesConfig)
+    """CMA-ES, of algorithm cmaes."""
+    optuna: NamedConfig = field(default_factory=NamedConfig)
+    """The samplers of Optuna's."""
+    budget: int | None = None
+    """Forwards of search documents, those of the formulas among them, after which the search ends; a gradient costs
+    three. Default: as many as the algorithm's settings come to."""
+    objectives: str = "long"
+    """long, or long,short: also what the factors cost at the original length, for engines that cannot switch."""
+    aggregate: Aggregate = "mean"
+    """How documents' losses become one: the paper's mean, or capped at the loss of guessing a digit."""
+    racing: Literal["auto", "wilcoxon", "none"] = "auto"
+    """Drop candidates that their first documents show to be worse than another; auto: where that can be shown."""
+    race: Racing = field(default_factory=Racing)
+    """When a candidate is dropped."""
+    fresh_documents: int | None = None
+    """Documents of a candidate that are new in every generation; default: all for gradient and cmaes, else none."""
     num_finalists: int = 3
-    """Best searched candidates that are measured on the held-out documents."""
+    """Best searched candidates, and best formulas, that are measured on the validation documents."""
     seed: int = 0
     """The one seed: documents and search follow from it."""
     schedule: Schedule = "steady"
@@ -162,19 +126,144 @@ class SearchConfig:
         missing = [flag for flag, value in required.items() if not value]
         if missing:
             raise ValueError(f"a search needs {', '.join(missing)}; give them as options or in a file by --config")
-        owners = {"space": SpaceConfig(), "evolution": EvolutionConfig(), "cma": CmaConfig()}
-        unused = {"longrope2": ["cma"], "cma": ["space", "evolution"]}[self.algorithm]
-        changed = [name for name in unused if getattr(self, name) != owners[name]]
+        self._check_algorithm()
+        self._check_objectives()
+        self._check_panels()
+        self._check_workers()
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"--budget must be at least 1 forward, got {self.budget}. Raise it.")
+        if self.num_finalists < 1:
+            raise ValueError(f"--num-finalists must be at least 1, got {self.num_finalists}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, got {self.seed}")
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        """Names of the objectives."""
+        return tuple(self.objectives.split(","))
+
+    @property
+    def num_search_documents(self) -> int:
+        """Documents of the target length for the search."""
+        default = {"longrope2": 10, "gradient": 400, "cmaes": 400}.get(self.algorithm, 16)
+        return self.documents.num_search or default
+
+    @property
+    def num_per_candidate(self) -> int:
+        """How many of them each candidate is measured on."""
+        default = {"gradient": 4, "cmaes": 8}.get(self.algorithm, self.num_search_documents)
+        return self.documents.num_per_candidate or min(default, self.num_search_documents)
+
+    @property
+    def num_short_documents(self) -> int:
+        """Documents of the original length that every candidate is measured on."""
+        return self.documents.num_short if "short" in self.objective_names else 0
+
+    @property
+    def num_fresh_documents(self) -> int:
+        """How many of those are new in every generation."""
+        if self.fresh_documents is not None:
+            return self.fresh_documents
+        moves = self.algorithm in MOVING and self.num_per_candidate < self.num_search_documents
+        return self.num_per_candidate if moves else 0
+
+    @property
+    def num_formula_documents(self) -> int:
+        """How many of the search documents each formula is measured on."""
+        default = min(24, self.num_search_documents) if self.algorithm in MOVING else self.num_per_candidate
+        return self.documents.num_formula or default
+
+    @property
+    def races(self) -> bool:
+        """Whether candidates are raced."""
+        if self.racing == "auto":
+            return self.objectives == "long" and self._num_raced_documents >= FEWEST_DOCUMENTS
+        return self.racing == "wilcoxon"
+
+    @property
+    def _num_raced_documents(self) -> int:
+        return max(self.num_per_candidate, self.num_formula_documents, self.documents.num_validation)
+
+    def _check_algorithm(self) -> None:
+        owners: dict[str, tuple[object, tuple[str, ...]]] = {
+            "space": (SpaceConfig(), ("longrope2",)),
+            "evolution": (EvolutionConfig(), ("longrope2",)),
+            "monotone": (MonotoneConfig(), tuple(name for name in ALGORITHMS if name != "longrope2")),
+            "gradient": (GradientConfig(), ("gradient",)),
+            "cmaes": (CmaesConfig(), ("cmaes",)),
+            "optuna": (NamedConfig(), tuple(SAMPLERS)),
+        }
+        if self.algorithm not in ALGORITHMS:
+            why = f", {UNFIT[self.algorithm]}" if self.algorithm in UNFIT else ""
+            raise ValueError(
+                f"--algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}{why}. Choose one of them."
+            )
+        changed = [
+            name
+            for name, (default, users) in owners.items()
+            if getattr(self, name) != default and self.algorithm not in users
+        ]
         if changed:
             raise ValueError(
                 f"settings of {' and '.join(changed)} must go with their own algorithm, got them with --algorithm "
                 f"{self.algorithm}, where they have no effect. Leave them out."
             )
-        self._check_workers()
-        if self.num_finalists < 1:
-            raise ValueError(f"--num-finalists must be at least 1, got {self.num_finalists}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must not be negative, got {self.seed}")
+
+    def _check_objectives(self) -> None:
+        if self.objective_names not in (("long",), ("long", "short")):
+            raise ValueError(
+                f"--objectives must be long or long,short (perplexity at the target length, and what the factors cost "
+                f"at the original one), got {self.objectives!r}. Choose one of them."
+            )
+        if self.algorithm in SAMPLERS:
+            check_sampler(self.algorithm, len(self.objective_names))
+        if self.documents.num_short != DocumentsConfig.num_short and len(self.objective_names) == 1:
+            raise ValueError("documents.num_short must go with --objectives long,short, got long alone. Leave it out.")
+
+    def _check_panels(self) -> None:
+        num_search = self.num_search_documents
+        for name, value in (("num_per_candidate", self.num_per_candidate), ("num_formula", self.num_formula_documents)):
+            if value > num_search:
+                raise ValueError(
+                    f"documents.{name} must be at most documents.num_search, got {value} of {num_search}. Correct it."
+                )
+        if self.num_fresh_documents < 0 or self.num_fresh_documents > self.num_per_candidate:
+            raise ValueError(
+                f"--fresh-documents must lie between 0 and the {self.num_per_candidate} documents of a candidate, got "
+                f"{self.num_fresh_documents}. Correct it."
+            )
+        if self.num_fresh_documents and self.num_per_candidate == num_search:
+            raise ValueError(
+                f"--fresh-documents must have other documents to take from, got {num_search} search documents that "
+                "every candidate is measured on. Raise documents.num_search or lower documents.num_per_candidate."
+            )
+        if self.num_fresh_documents and self.algorithm not in (*MOVING, "longrope2"):
+            raise ValueError(
+                f"--fresh-documents must go with gradient, cmaes or longrope2, got {self.algorithm}, which would "
+                "compare candidates on different documents. Leave it out."
+            )
+        if self.num_fresh_documents and self.algorithm == "longrope2" and self.schedule != "generational":
+            raise ValueError(
+                "--fresh-documents must go with --schedule generational for longrope2, whose parents are measured "
+                "again with every generation, got steady. Set it."
+            )
+        self._check_racing()
+
+    def _check_racing(self) -> None:
+        if self.race != Racing() and not self.races:
+            raise ValueError("settings of race must go with --racing wilcoxon, got none of it. Leave them out.")
+        if self.racing != "wilcoxon":
+            return
+        if self._num_raced_documents < FEWEST_DOCUMENTS:
+            raise ValueError(
+                f"--racing wilcoxon must have at least {FEWEST_DOCUMENTS} documents, got {self._num_raced_documents}: "
+                "fewer cannot show that a candidate is worse. Give more with documents.num_search, or --racing none."
+            )
+        if len(self.objective_names) > 1:
+            raise ValueError(
+                "--racing wilcoxon must go with one objective, got long,short: what is worse in one may be better in "
+                "the other. Use --racing none."
+            )
 
     def _check_workers(self) -> None:
         if self.workers < 0 or self.gpus_per_worker < 0 or self.cpus_per_worker < 0 or self.retries < 0:

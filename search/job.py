@@ -13,6 +13,7 @@ import optuna
 from optuna.storages import BaseStorage
 from rich.console import Console
 
+from needles.document import NeedleDocument
 from results.export.huggingface import huggingface_fragment
 from results.measurement import candidate_key
 from results.mirror import Mirror
@@ -21,31 +22,39 @@ from results.run_directory import RunDirectory
 from results.run_lock import RunLock
 from results.status import read_status, write_status
 from results.store import MeasurementStore
-from results.summary import MethodResult, Summary, best_formula, best_result
-from results.table import results_table
+from results.summary import Summary
 from results.urls import without_password
 from rope.factors import RescaleFactors
 from search.config import FINGERPRINT, MAY_CHANGE, SearchConfig, resolved_config
-from search.evolution import Ledger, best_of, evolve, measure_formulas, pairs
+from search.evolution import Ledger, Scored, evolve, measure_formulas, ranked
 from search.journal import mend_journal
+from search.judging import Judged, Splits, judge, measure_picks
+from search.objectives import Objectives
+from search.own_window import check_own_window
+from search.panels import Panels
 from search.place import check_mirror, check_storage, run_directory_path
 from search.preparation import (
     DOCUMENTS,
+    WARMER,
     RunDocuments,
-    batches_of,
     build_run_documents,
+    check_budget,
     check_documents,
     document_record,
+    formula,
     formula_factors,
     make_sampler,
     model_fingerprint,
     open_scorer,
+    panels_of,
+    warmer,
 )
 from search.progress import Plan, SearchProgress
 from search.reporting import Reporter, how_to_resume, reported, seconds_before, study_note
 from search.samplers.joint import JointSampler
 from search.stopping import interrupted_by_sigterm
 from search.study import Trials, check_new, open_storage, open_study
+from search.verdict import show
 from workers.model import ModelDescription, describe_model
 from workers.scorer import Scorer
 
@@ -63,6 +72,7 @@ class _Prepared(NamedTuple):
     study_name: str
     model: ModelDescription
     documents: RunDocuments
+    panels: Panels
     formulas: list[RescaleFactors]
     sampler: JointSampler
 
@@ -103,22 +113,22 @@ def run_search(config: SearchConfig) -> Summary:
     prepared = _prepare(config, path)
     with ExitStack() as stack:
         stack.enter_context(interrupted_by_sigterm())
-        run, storage, scorer = _open(config, prepared, mirror, stack, is_resumed=is_resumed)
+        opened = _open(config, prepared, mirror, stack, is_resumed=is_resumed)
+        run = opened.run
         logger.info("results go to %s", run.path)
         reporter = Reporter(run, mirror)
         progress = SearchProgress(_plan(config, prepared), console=console, publish=reporter.publish)
         with reported(reporter, progress, console=console, resume=how_to_resume(config, run.path)):
             run.write_json(DOCUMENTS, [document_record(document) for document in prepared.documents.all])
-            study = _study(config, prepared, run, storage)
+            study = _study(config, prepared, run, opened.storage)
             with progress:
-                ledger = _ledger(run, study, scorer, progress)
+                ledger = _ledger(config, prepared, opened, study, progress)
                 judged = _search_and_judge(config, prepared, ledger)
             summary = _summary(config, prepared, judged, progress)
-            winner = next(factors for factors, result in judged if result is best_result(summary.methods))
-            provenance = _provenance(config, run, started, scorer.accelerators)
-            _write(run, config, prepared.model, winner, provenance)
+            provenance = _provenance(config, run, started, opened.scorer.accelerators)
+            _write(run, config, prepared.model, judged.winner, provenance)
             run.write_text(SUMMARY, summary.to_json())
-    _show(summary, console)
+    show(summary, console)
     return summary
 
 
@@ -161,7 +171,7 @@ def _finished_before(config: SearchConfig, path: Path, console: Console) -> Summ
         if config.mirror is not None:
             Mirror(config.mirror).sync(path)
     summary = Summary.from_json((path / SUMMARY).read_text(encoding="utf-8"))
-    _show(summary, console)
+    show(summary, console)
     return summary
 
 
@@ -169,6 +179,7 @@ def _prepare(config: SearchConfig, path: Path) -> _Prepared:
     model = describe_model(config.model, gguf_file=config.gguf_file, original_length=config.original_length)
     documents = build_run_documents(config, model)
     formulas = formula_factors(config, model)
+    check_budget(config, len(formulas))
     fingerprint = model_fingerprint(config.model)
     settings = resolved_config(config, model.geometry.original_length, path, model_fingerprint=fingerprint)
     # a run that was moved keeps the study of the folder and model that it began with
@@ -180,6 +191,7 @@ def _prepare(config: SearchConfig, path: Path) -> _Prepared:
         study_name=f"{began_as[0]} to {config.target_length} tokens, {began_as[1]}",
         model=model,
         documents=documents,
+        panels=panels_of(config, documents),
         formulas=formulas,
         sampler=make_sampler(config, model, formulas[0]),  # refuses a faulty space before anything is written
     )
@@ -217,78 +229,104 @@ def _study(config: SearchConfig, prepared: _Prepared, run: RunDirectory, storage
         "config_sha256": run.config_sha256,
     }
     note = study_note(config, original_length, run.path)
-    return open_study(prepared.study_name, storage=storage, identity=identity, note=note)
+    directions = ("minimize",) * len(config.objective_names)
+    return open_study(prepared.study_name, storage=storage, identity=identity, note=note, directions=directions)
 
 
-def _ledger(run: RunDirectory, study: optuna.Study, scorer: Scorer, progress: SearchProgress) -> Ledger:
+def _ledger(
+    config: SearchConfig, prepared: _Prepared, opened: _Opened, study: optuna.Study, progress: SearchProgress
+) -> Ledger:
     """Return the ledger with all that earlier processes measured."""
-    store = MeasurementStore(run.path)
+    store = MeasurementStore(opened.run.path)
     recovered = store.recover()
     if recovered:
         logger.info("taking up the run: %d documents are measured already", len(recovered))
         progress.recovered(recovered)
     return Ledger(
-        trials=Trials(study), scorer=scorer, store=store, progress=progress, measurements=dict(pairs(recovered))
+        trials=Trials(study),
+        scorer=opened.scorer,
+        store=store,
+        progress=progress,
+        panels=prepared.panels,
+        objectives=Objectives(
+            names=config.objective_names, aggregate=config.aggregate, original=frozenset(prepared.panels.always)
+        ),
+        racing=config.race if config.races else None,
+        measurements=recovered,
     )
 
 
-def _search_and_judge(
-    config: SearchConfig, prepared: _Prepared, ledger: Ledger
-) -> list[tuple[RescaleFactors, MethodResult]]:
-    """Measure the formulas, evolve, then measure formulas and the best candidates on documents the search never saw."""
-    model, documents = prepared.model, prepared.documents
-    search, heldout, original = (
-        batches_of(part, config.documents.batch_size)
-        for part in (documents.search, documents.heldout, documents.original)
-    )
+def _search_and_judge(config: SearchConfig, prepared: _Prepared, ledger: Ledger) -> Judged:
+    """Measure the formulas, search, and judge what was found."""
     ledger.progress.phase("measuring the formulas")
-    scored = measure_formulas(ledger, prepared.formulas, search)
-    sampler = make_sampler(config, model, best_of(scored).factors)
+    _measure_unscaled(config, prepared, ledger)
+    panels = ledger.panels
+    documents = panels.documents[: config.num_formula_documents] + panels.always
+    formulas = measure_formulas(ledger, prepared.formulas, documents)
+    formulas += measure_formulas(ledger, _new(warmer(ranked(formulas)[0].factors), formulas), documents)
+    sampler = make_sampler(config, prepared.model, ranked(formulas)[0].factors)
     ledger.progress.phase("searching")
-    found = evolve(ledger, sampler, search, schedule=config.schedule)
-    if found:  # so that the comparison is fair where the search found a temperature of its own
-        others = formula_factors(config, model, temperature=found[0].factors.attention_temperature)
-        measured = {candidate_key(entry.factors) for entry in scored + found}
-        scored += measure_formulas(
-            ledger, [factors for factors in others if candidate_key(factors) not in measured], search
-        )
-    formula_keys = {candidate_key(entry.factors) for entry in scored}
-    new = [entry for entry in found if candidate_key(entry.factors) not in formula_keys]
-    finalists = scored + new[: config.num_finalists]
-    factors = [finalist.factors for finalist in finalists]
-    ledger.progress.phase("judging the finalists on held-out documents")
-    heldout_perplexity = ledger.perplexities(factors, heldout)
-    original_perplexity = ledger.perplexities(factors, original)
-    return [
-        (
-            finalist.factors,
-            MethodResult(
-                name=finalist.factors.method,
-                kind="searched" if finalist.factors.method == sampler.method else "formula",
-                critical_dim=finalist.factors.critical_dim,
-                attention_temperature=finalist.factors.attention_temperature,
-                search_perplexity=finalist.perplexity,
-                heldout_perplexity=heldout_perplexity[candidate_key(finalist.factors)],
-                original_perplexity=original_perplexity[candidate_key(finalist.factors)],
-            ),
-        )
-        for finalist in finalists
-    ]
+    found = evolve(ledger, sampler, schedule=config.schedule, budget=config.budget)
+    # where generations have documents of their own, losses of two of them cannot be compared
+    tried = [] if config.num_fresh_documents else found
+    picks = sampler.picks(ledger.trials.searched(sampler)) + [entry.factors for entry in tried]
+    searched = measure_picks(ledger, _new(picks, formulas)[: config.num_finalists], documents)
+    if searched:  # so that the comparison is fair where the search found a temperature of its own
+        others = formula_factors(config, prepared.model, temperature=searched[0].factors.attention_temperature)
+        formulas += measure_formulas(ledger, _new(others, formulas), documents)
+    splits = Splits(
+        validation=_ids(prepared.documents.validation),
+        heldout=_ids(prepared.documents.heldout),
+        original=_ids(prepared.documents.original),
+    )
+    return judge(
+        ledger,
+        formulas=formulas,
+        searched=searched,
+        tried=tried,
+        num_finalists=config.num_finalists,
+        splits=splits,
+    )
+
+
+def _measure_unscaled(config: SearchConfig, prepared: _Prepared, ledger: Ledger) -> None:
+    """Measure what the unscaled model does at the original length, where the search depends on it."""
+    unscaled = formula("none", config, prepared.model)
+    own_window, short = prepared.documents.own_window, prepared.documents.short
+    if own_window:
+        found = ledger.measurements_on(unscaled, _ids(own_window))
+        check_own_window(found, num_needles=config.documents.num_needles, length=own_window[0].length)
+    if short:
+        ledger.objectives = ledger.objectives.relative_to(ledger.measurements_on(unscaled, _ids(short)))
+
+
+def _ids(documents: Sequence[NeedleDocument]) -> tuple[str, ...]:
+    return tuple(document.id for document in documents)
+
+
+def _new(candidates: Sequence[RescaleFactors], measured: Sequence[Scored]) -> list[RescaleFactors]:
+    """Return distinct candidates that are not measured yet, in their order."""
+    keys = {candidate_key(entry.factors) for entry in measured}
+    distinct = {candidate_key(factors): factors for factors in candidates}
+    return [factors for key, factors in distinct.items() if key not in keys]
 
 
 def _plan(config: SearchConfig, prepared: _Prepared) -> Plan:
     """Return about how many candidates and documents the run will measure; nothing but the display needs it."""
     documents = config.documents
     num_searched = sum(prepared.sampler.generation_sizes)
-    num_formulas = len(prepared.formulas) + (len(config.formulas.methods) if config.algorithm == "cma" else 0)
-    num_judged = num_formulas + min(config.num_finalists, num_searched)
+    num_formulas = len(prepared.formulas) + len(WARMER) + len(config.formulas.methods)
+    num_judged = len(config.formulas.methods) + 2 * config.num_finalists
+    num_search = num_formulas * config.num_formula_documents + num_searched * (
+        config.num_per_candidate + len(prepared.documents.short)
+    )
+    num_judging = documents.num_validation + documents.num_heldout + documents.num_original
     return Plan(
         model=config.model,
         original_length=prepared.model.geometry.original_length,
         target_length=config.target_length,
         num_candidates=num_formulas + num_searched,
-        num_documents=(num_formulas + num_searched) * documents.num_search
-        + num_judged * (documents.num_heldout + documents.num_original),
+        num_documents=num_search + num_judged * num_judging,
         seconds_before=seconds_before(prepared.path),
     )
 
@@ -296,7 +334,7 @@ def _plan(config: SearchConfig, prepared: _Prepared) -> Plan:
 def _summary(
     config: SearchConfig,
     prepared: _Prepared,
-    judged: Sequence[tuple[RescaleFactors, MethodResult]],
+    judged: Judged,
     progress: SearchProgress,
 ) -> Summary:
     return Summary(
@@ -307,7 +345,8 @@ def _summary(
         num_document_forwards=progress.num_documents,
         seconds=round(progress.seconds, 3),
         run_directory=str(prepared.path),
-        methods=tuple(result for _, result in judged),
+        methods=tuple(result for _, result in judged.results),
+        front=judged.front,
     )
 
 
@@ -332,19 +371,3 @@ def _write(
         share = model.geometry.partial_rotary_factor
         run.write_json("config_fragment.json", huggingface_fragment(winner, partial_rotary_factor=share))
     run.write_json("provenance.json", asdict(provenance))
-
-
-def _show(summary: Summary, console: Console) -> None:
-    console.print(results_table(summary))
-    console.print(_verdict(summary), highlight=False)
-    console.print(summary.run_directory, highlight=False, soft_wrap=True)
-
-
-def _verdict(summary: Summary) -> str:
-    formula = best_formula(summary.methods)
-    if summary.gain == 0:
-        return f"No candidate is better than the formula {formula.name} on the held-out documents: the formula wins."
-    return (
-        f"{summary.winner}: held-out needle loss (nats) {summary.gain:.1%} below the best formula's, "
-        f"{formula.name} at temperature {formula.attention_temperature:.4f}."
-    )

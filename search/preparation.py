@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -15,16 +16,20 @@ from needles.corpus import Split
 from needles.document import NeedleDocument, build_documents
 from needles.prompts import RULER_BASE, chat_prompt
 from results.measurement import candidate_key
-from rope.critical_dimension import critical_dim_candidates
+from rope.critical_dimension import critical_dim_candidates, theoretical_critical_dim
 from rope.factors import RescaleFactors
 from rope.methods import METHODS, PAPER_TEMPERATURE
 from rope.temperature import attention_temperature
 from search.config import SearchConfig
-from search.monotone_space import MonotoneSpace
+from search.monotone_space import CoordinateSpace, MonotoneSpace
+from search.panels import Panels, by_depth
+from search.parametrization import Parametrization, all_pairs, from_critical_dim, spline
 from search.place import inside_ray_copy
-from search.samplers.cma import CmaSampler
+from search.samplers.cmaes import CmaesSampler
+from search.samplers.gradient import GradientSampler
 from search.samplers.joint import JointSampler
 from search.samplers.longrope2 import LongRoPE2Sampler
+from search.samplers.named import NamedSampler
 from search.space import SearchSpace
 from workers.local import LocalScorer
 from workers.model import ModelDescription, load_model
@@ -32,12 +37,18 @@ from workers.pool import RayPool
 from workers.scorer import Scorer
 from workers.scoring import load_scoring
 
+logger = logging.getLogger(__name__)
+
 DOCUMENTS = "documents.json"
 """What a run directory keeps of its documents."""
 MODEL_FILES = (".json", ".safetensors", ".bin", ".gguf")
 """Files that make a model what it is."""
 END_BYTES = 2**16
 """Bytes at either end of a file that tell it from another."""
+OWN_WINDOW_DOCUMENTS = 8
+"""Documents on which it is checked that the model answers several needles in its own window."""
+WARMER = (1.5, 2.0, 2.5)
+"""Temperatures at which the best formula is measured too, in YaRN's excess over 1."""
 BEST = "best"
 """The temperature choice that stands for the best formula's."""
 PAPER = "paper"
@@ -45,19 +56,25 @@ PAPER = "paper"
 
 
 class RunDocuments(NamedTuple):
-    """The documents of a run; no two share a needle, and those to search on share no text with the others."""
+    """The documents of a run; no two share a needle, and those of different splits share no text."""
 
     search: list[NeedleDocument]
-    """Target length; every candidate is scored on them."""
+    """Target length; candidates are scored on them."""
+    short: list[NeedleDocument]
+    """Original length, from the search's text; none with the objective `long` alone."""
+    validation: list[NeedleDocument]
+    """Target length; they choose among the finalists."""
     heldout: list[NeedleDocument]
-    """Target length; they decide the winner."""
+    """Target length; what is reported, and what a searched winner must beat the formulas on."""
     original: list[NeedleDocument]
     """Original length, from the held-out text."""
+    own_window: list[NeedleDocument]
+    """Original length with several needles each; none where documents have one."""
 
     @property
     def all(self) -> list[NeedleDocument]:
         """All of them."""
-        return [*self.search, *self.heldout, *self.original]
+        return [document for part in self for document in part]
 
 
 def build_run_documents(config: SearchConfig, model: ModelDescription) -> RunDocuments:
@@ -75,38 +92,56 @@ def build_run_documents(config: SearchConfig, model: ModelDescription) -> RunDoc
     prompt = chat_prompt(model.tokenizer) if config.documents.prompt == "chat" else RULER_BASE
     built: list[NeedleDocument] = []
 
-    def build(split: Split, num: int, length: int) -> list[NeedleDocument]:
+    def build(split: Split, num: int, length: int, *, part: int, num_needles: int = 1) -> list[NeedleDocument]:
+        if num == 0:
+            return []
         documents = build_documents(
             model.tokenizer,
             config.corpus,
             split=split,
             num_documents=num,
             length=length,
-            rng=np.random.default_rng([config.seed, len(built)]),
+            rng=np.random.default_rng([config.seed, part]),
             prompt=prompt,
-            taken=[document.needle for document in built],
+            taken=[needle for document in built for needle in document.needles],
             column=config.documents.column,
+            num_needles=num_needles,
         )
         built.extend(documents)
         return documents
 
+    documents, target_length = config.documents, config.target_length
+    logger.info("building the documents, %d of them for the search", config.num_search_documents)
+    num_needles = documents.num_needles
     return RunDocuments(
-        search=build("search", config.documents.num_search, config.target_length),
-        heldout=build("heldout", config.documents.num_heldout, config.target_length),
-        original=build("heldout", config.documents.num_original, original_length),
+        search=build("search", config.num_search_documents, target_length, part=0, num_needles=num_needles),
+        short=build("search", config.num_short_documents, original_length, part=3),
+        validation=build("validation", documents.num_validation, target_length, part=4),
+        heldout=build("heldout", documents.num_heldout, target_length, part=1),
+        original=build("heldout", documents.num_original, original_length, part=2),
+        own_window=build(
+            "search", OWN_WINDOW_DOCUMENTS if num_needles > 1 else 0, original_length, part=5, num_needles=num_needles
+        ),
     )
 
 
-def batches_of(documents: Sequence[NeedleDocument], batch_size: int) -> list[tuple[str, ...]]:
-    """Return the ids of documents of one length, in batches for one forward each."""
-    ids = [document.id for document in documents]
-    return [tuple(ids[start : start + batch_size]) for start in range(0, len(ids), batch_size)]
+def panels_of(config: SearchConfig, documents: RunDocuments) -> Panels:
+    """Return which documents each generation's candidates are measured on."""
+    return Panels(
+        documents=by_depth(documents.search),
+        size=config.num_per_candidate,
+        num_fresh=config.num_fresh_documents,
+        batch_size=config.documents.batch_size,
+        always=tuple(document.id for document in documents.short),
+    )
 
 
 def document_record(document: NeedleDocument) -> dict[str, object]:
     """Return what a run directory keeps of a document: all but its token ids, with their hash."""
-    record = {field.name: getattr(document, field.name) for field in fields(document) if field.name != "token_ids"}
-    return record | {"length": document.length, "needle": document.needle._asdict()}
+    left_out = {"token_ids", "needle", "answers"}
+    record = {field.name: getattr(document, field.name) for field in fields(document) if field.name not in left_out}
+    needles = [needle._asdict() for needle in document.needles]
+    return record | {"length": document.length, "needles": needles, "answer_spans": document.answer_spans}
 
 
 def model_fingerprint(path: str) -> str:
@@ -166,12 +201,7 @@ def formula_factors(
         choices.append(config.space.attention_temperature)
     found: dict[str, RescaleFactors] = {}
     for name in config.formulas.methods:
-        factors = METHODS[name](
-            model.geometry.rotary_dim,
-            model.geometry.base,
-            original_length=model.geometry.original_length,
-            target_length=config.target_length,
-        )
+        factors = formula(name, config, model)
         for choice in choices if temperature is None else [temperature]:
             chosen = attention_temperature(
                 PAPER_TEMPERATURE[name] if choice == PAPER else choice,
@@ -183,18 +213,110 @@ def formula_factors(
     return list(found.values())
 
 
+def check_budget(config: SearchConfig, num_formulas: int) -> None:
+    """Refuse a budget that ends before the search begins.
+
+    Raises:
+        ValueError: It is smaller than what the formulas may need.
+    """
+    needed = (num_formulas + len(WARMER)) * (config.num_formula_documents + config.num_short_documents)
+    if config.budget is not None and config.budget <= needed:
+        raise ValueError(
+            f"--budget must be above the {needed} forwards of {num_formulas + len(WARMER)} formulas on "
+            f"{config.num_formula_documents + config.num_short_documents} documents each, got {config.budget}. Raise "
+            "it, or name fewer formulas.methods, formulas.temperatures or documents.num_formula."
+        )
+
+
+def formula(name: str, config: SearchConfig, model: ModelDescription) -> RescaleFactors:
+    """Return the factors of a formula for the run's model and target, at temperature 1."""
+    return METHODS[name](
+        model.geometry.rotary_dim,
+        model.geometry.base,
+        original_length=model.geometry.original_length,
+        target_length=config.target_length,
+    )
+
+
+def warmer(best: RescaleFactors) -> list[RescaleFactors]:
+    """Return the best formula at higher temperatures than the papers': some models want more.
+
+    Args:
+        best: Factors; YaRN's temperature for their scale, 1 + 0.1 ln s, is what is gone beyond.
+    """
+    excess = attention_temperature("yarn", scale=best.scale, original_length=best.original_length) - 1.0
+    return [best.with_temperature(1.0 + times * excess) for times in WARMER]
+
+
 def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> JointSampler:
-    """Return the sampler that the configuration asks for; CMA-ES starts from the best formula.
+    """Return the sampler that the configuration asks for; those of the monotone space start from the best formula.
 
     Raises:
         ValueError: The space is empty, or the population has no room for what it must begin with.
     """
-    if config.algorithm == "cma":
-        high = 4 * best_formula.scale if config.cma.high is None else config.cma.high
-        space = MonotoneSpace(template=best_formula, high=high)
-        return CmaSampler(space, config.cma, start=best_formula, seed=config.seed, schedule=config.schedule)
-    found = longrope2_space(config, model, best_formula)
-    return LongRoPE2Sampler(found, config.evolution, seed=config.seed, schedule=config.schedule)
+    if config.algorithm == "longrope2":
+        return LongRoPE2Sampler(
+            longrope2_space(config, model, best_formula),
+            config.evolution,
+            seed=config.seed,
+            schedule=config.schedule,
+            remeasures_parents=config.num_fresh_documents > 0,
+        )
+    start = _start(config, model, best_formula)
+    settings = _monotone_settings(config, model, start)
+    if config.algorithm == "gradient":
+        return GradientSampler(MonotoneSpace(**settings), config.gradient, start=start)
+    if config.algorithm == "cmaes":
+        return CmaesSampler(MonotoneSpace(**settings), config.cmaes, start=start, seed=config.seed)
+    return NamedSampler(
+        CoordinateSpace(**settings),
+        config.optuna,
+        name=config.algorithm,
+        start=start,
+        seed=config.seed,
+        schedule=config.schedule,
+        directions=("minimize",) * len(config.objective_names),
+    )
+
+
+class _MonotoneSettings(TypedDict):
+    template: RescaleFactors
+    parametrization: Parametrization
+    high: float
+    temperatures: tuple[float, float]
+
+
+def _start(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> RescaleFactors:
+    choice = config.monotone.start
+    if choice == "best":
+        return best_formula
+    if choice == "ntk":
+        return formula("ntk-critical", config, model).with_temperature(best_formula.attention_temperature)
+    yarn = formula("yarn", config, model)
+    return yarn.with_temperature(attention_temperature("yarn", scale=yarn.scale, original_length=yarn.original_length))
+
+
+def _monotone_settings(config: SearchConfig, model: ModelDescription, start: RescaleFactors) -> _MonotoneSettings:
+    monotone, num_pairs = config.monotone, len(start.values)
+    if monotone.knots is not None and monotone.knots > num_pairs:
+        raise ValueError(
+            f"monotone.knots must be at most the model's {num_pairs} frequency pairs, got {monotone.knots}. Lower it."
+        )
+    if monotone.knots is not None:
+        parametrization = spline(num_pairs, monotone.knots)
+    elif monotone.free == "critical":
+        geometry = model.geometry
+        critical_dim = theoretical_critical_dim(geometry.rotary_dim, geometry.base, geometry.original_length)
+        parametrization = from_critical_dim(num_pairs, critical_dim)
+    else:
+        parametrization = all_pairs(num_pairs)
+    fixed = start.attention_temperature
+    return _MonotoneSettings(
+        template=start,
+        parametrization=parametrization,
+        high=max(4 * start.scale, *start.values) if monotone.high is None else monotone.high,
+        temperatures=(0.8, 2.0) if monotone.free_temperature else (fixed, fixed),
+    )
 
 
 def longrope2_space(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> SearchSpace:

@@ -16,6 +16,12 @@ from results.urls import without_password
 from search.config import SearchConfig, has_password
 from search.progress import SearchProgress
 
+ALGORITHM_NAMES = {
+    "longrope2": "the evolution of LongRoPE2",
+    "cmaes": "CMA-ES",
+    "gradient": "descent along the gradient",
+}
+SHORT_NOTE = "* Second value: perplexity at the original length over the unscaled model's there.\n"
 MIRROR_SECONDS = 60.0
 """Seconds between two copies of what is new."""
 
@@ -94,12 +100,17 @@ def seconds_before(path: Path) -> float:
 
 def study_note(config: SearchConfig, original_length: int, path: Path) -> str:
     """Return what a reader of the dashboard is told of a study, in Markdown."""
-    algorithm = {"longrope2": "the evolution of LongRoPE2", "cma": "CMA-ES"}[config.algorithm]
+    algorithm = ALGORITHM_NAMES.get(config.algorithm, f"the sampler {config.algorithm}")
     return (
         f"**RoPE rescale factors for {Path(config.model).name}**, from {original_length} to {config.target_length} "
         f"tokens, by {algorithm}, {config.schedule} schedule, seed {config.seed}.\n\n"
-        f"* Value: perplexity of the needle's answer on {config.documents.num_search} search documents; lower is "
-        "better. Held-out documents decide the winner and are in the run's `summary.json`.\n"
+        f"* Value: perplexity of the needle's answer on {config.num_per_candidate} search documents "
+        f"({config.num_formula_documents} for formulas and finalists); lower is better."
+        f"{' They are others in every generation.' * (config.num_fresh_documents > 0)} Validation documents choose "
+        "among the finalists, held-out ones tell how good the winner is; both are in the run's `summary.json`.\n"
+        f"{SHORT_NOTE * (len(config.objective_names) > 1)}"
+        "* Pruned: dropped after a few documents on which it was clearly worse than another; its value is an "
+        "estimate.\n"
         "* `lambda_00` .. : rescale factors, fast pairs first. Formulas come first and are trials of the same study.\n"
         "* `name`, `operator`, `parents`: what a trial is and the trials it was bred from; `perplexity_by_depth`: "
         "by the needle's place in the document.\n"

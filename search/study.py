@@ -14,6 +14,7 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard import save_note
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,8 +23,9 @@ from results.measurement import Measurement, candidate_key, perplexity
 from results.urls import without_password
 from rope.factors import RescaleFactors
 from search.journal import JOURNAL
+from search.objectives import Losses
 from search.relational import OneWriterStorage
-from search.samplers.joint import METHOD, JointSampler
+from search.samplers.joint import GENERATION, GRADIENT, METHOD, JointSampler
 from search.space import lambda_name
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,25 @@ class Asked(NamedTuple):
     """The candidate."""
     is_told: bool
     """Whether the trial is finished already; a run that is taken up again meets such."""
+    generation: int = 0
+    """The generation that it belongs to; 0 for a formula."""
+    was_dropped: bool = False
+    """Whether it was told as one that lost a race."""
+    losses: Losses = ()
+    """What it was told with, nats per token by objective; empty where it is not told or failed."""
+
+
+class Verdict(NamedTuple):
+    """What a measured candidate's trial is closed with."""
+
+    values: Sequence[float]
+    """One per objective; NaN or infinite if it could not be measured."""
+    num_documents: int
+    """Documents that it was to be measured on."""
+    is_dropped: bool = False
+    """Whether it lost a race, so that its values are an estimate."""
+    gradient: list[float] | None = None
+    """Of its loss, where it was measured with one."""
 
 
 def open_storage(url: str | None, *, run_dir: Path) -> BaseStorage:
@@ -81,7 +102,14 @@ def check_new(storage: BaseStorage, name: str) -> None:
         )
 
 
-def open_study(name: str, *, storage: BaseStorage, identity: Mapping[str, str | int], note: str) -> optuna.Study:
+def open_study(
+    name: str,
+    *,
+    storage: BaseStorage,
+    identity: Mapping[str, str | int],
+    note: str,
+    directions: Sequence[str] = ("minimize",),
+) -> optuna.Study:
     """Return the study of a run, which minimises perplexity; made where the storage has none of this name.
 
     Args:
@@ -89,12 +117,15 @@ def open_study(name: str, *, storage: BaseStorage, identity: Mapping[str, str | 
         storage: Where it is kept.
         identity: What the study is of; kept as its user attributes.
         note: What a reader of the dashboard is told, in Markdown.
+        directions: One for each objective.
 
     Raises:
         ValueError: The storage holds a study of this name that is of something else.
     """
     if name not in optuna.get_all_study_names(storage):
-        study = optuna.create_study(study_name=name, storage=storage)
+        study = optuna.create_study(
+            study_name=name, storage=storage, directions=[StudyDirection[name.upper()] for name in directions]
+        )
         for key, value in identity.items():
             study.set_user_attr(key, value)
         save_note(study, note)
@@ -134,26 +165,33 @@ class Trials:
     def asked_before(self, sampler: JointSampler) -> list[Asked]:
         """Return the searched candidates that the study holds, in the order in which they were asked for."""
         return [
-            Asked(trial.number, sampler.space.candidate(trial.params, method=sampler.method), trial.state.is_finished())
+            _asked(trial, sampler.space.candidate(trial.params, method=sampler.method))
             for trial in self.searched(sampler)
         ]
 
-    def ask_formula(self, factors: RescaleFactors) -> Asked:
+    def ask_formula(self, factors: RescaleFactors, *, name: str = "") -> Asked:
         """Return the trial of a formula's factors, which need not lie inside the space that is searched.
 
         Args:
-            factors: The formula's; its `method` names the trial. The study may hold it already.
+            factors: The formula's; its `method` is the trial's. The study may hold it already.
+            name: What the trial is, for a reader; default: method and temperature.
         """
         key = candidate_key(factors)
         for trial in self._trials:
-            if (trial.user_attrs.get(CANDIDATE), trial.user_attrs.get(METHOD)) == (key, factors.method):
-                return Asked(trial.number, factors, trial.state.is_finished())
+            is_searched = GENERATION in trial.user_attrs
+            if not is_searched and (trial.user_attrs.get(CANDIDATE), trial.user_attrs.get(METHOD)) == (
+                key,
+                factors.method,
+            ):
+                return _asked(trial, factors)
         params = {lambda_name(pair): value for pair, value in enumerate(factors.values)}
         trial = create_trial(
             state=TrialState.RUNNING,
             params=params,
             distributions={name: FloatDistribution(value, value) for name, value in params.items()},
-            user_attrs=_description(factors, f"{factors.method} at temperature {factors.attention_temperature:.4g}"),
+            user_attrs=_description(
+                factors, name or f"{factors.method} at temperature {factors.attention_temperature:.4g}"
+            ),
         )
         return Asked(self._add(trial), factors, False)
 
@@ -178,24 +216,32 @@ class Trials:
             params=proposal.params,
             distributions=sampler.space.distributions(),
             user_attrs=_description(factors, name) | proposal.origin,
+            system_attrs=dict(proposal.system_attrs),
         )
-        return Asked(self._add(trial), factors, False)
+        return Asked(self._add(trial), factors, False, proposal.generation)
 
-    def tell(self, number: int, measurements: Sequence[Measurement]) -> float:
-        """Close a trial with its perplexity, or as failed with the first reason; return it, NaN if failed.
+    def tell(self, number: int, measurements: Sequence[Measurement], verdict: Verdict) -> None:
+        """Close a trial with its values, as pruned if it was dropped, or as failed with the first reason.
 
         Args:
             number: Of a trial that was asked for and is still running.
-            measurements: All of the candidate's, on the search documents.
+            measurements: The candidate's, on those of the search documents that it was measured on.
+            verdict: What came out.
         """
-        value = perplexity(measurements)
-        if math.isfinite(value):
-            by_depth = {f"{entry.depth:.2f}": round(perplexity([entry]), 6) for entry in measurements}
-            self._close(number, TrialState.COMPLETE, value, "perplexity_by_depth", dict(sorted(by_depth.items())))
-            return value
-        reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
-        self._close(number, TrialState.FAIL, None, "failure", reasons[0] if reasons else f"perplexity is {value}")
-        return math.nan
+        if not all(math.isfinite(value) for value in verdict.values):
+            reasons = [measurement.failure for measurement in measurements if measurement.failure is not None]
+            unmeasurable = next(value for value in verdict.values if not math.isfinite(value))
+            reason = reasons[0] if reasons else f"perplexity is {unmeasurable}"
+            self._close(number, TrialState.FAIL, None, {"failure": reason})
+            return
+        by_depth = {f"{entry.depth:.2f}": round(perplexity([entry]), 6) for entry in measurements}
+        notes: dict[str, object] = {"perplexity_by_depth": dict(sorted(by_depth.items()))}
+        if verdict.gradient is not None:
+            notes[GRADIENT] = verdict.gradient
+        if verdict.is_dropped:
+            notes["dropped"] = f"after {len(measurements)} of {verdict.num_documents} documents; the value is estimated"
+        state = TrialState.PRUNED if verdict.is_dropped else TrialState.COMPLETE
+        self._close(number, state, verdict.values, notes)
 
     def _add(self, trial: FrozenTrial) -> int:
         trial.number = len(self._trials)  # as the storage counts too, since there is one writer
@@ -213,19 +259,33 @@ class Trials:
         self._trials.append(trial)
         return trial.number
 
-    def _close(self, number: int, state: TrialState, value: float | None, key: str, note: object) -> None:
+    def _close(
+        self, number: int, state: TrialState, values: Sequence[float] | None, notes: Mapping[str, object]
+    ) -> None:
         trial = self._trials[number]
-        values = None if value is None else [value]
 
         def write() -> None:
-            self._storage.set_trial_user_attr(trial._trial_id, key, note)
+            for key, note in notes.items():
+                self._storage.set_trial_user_attr(trial._trial_id, key, note)
             self._storage.set_trial_state_values(trial._trial_id, state, values)
 
         _persist(write, lambda: self._storage.get_trial(trial._trial_id).state.is_finished())
         # a new object: samplers may hold the old one
         self._trials[number] = closed = copy(trial)
-        closed.user_attrs = {**trial.user_attrs, key: note}
-        closed.state, closed.value, closed.datetime_complete = state, value, datetime.now()
+        closed.user_attrs = {**trial.user_attrs, **notes}
+        closed.state, closed.datetime_complete = state, datetime.now()
+        closed.values = None if values is None else list(values)
+
+
+def _asked(trial: FrozenTrial, factors: RescaleFactors) -> Asked:
+    return Asked(
+        trial.number,
+        factors,
+        trial.state.is_finished(),
+        trial.user_attrs.get(GENERATION, 0),
+        trial.state == TrialState.PRUNED,
+        () if trial.values is None else tuple(math.log(value) for value in trial.values),
+    )
 
 
 def _persist(write: Callable[[], None], is_done: Callable[[], bool]) -> None:

@@ -1,7 +1,9 @@
 """What our samplers share: joint candidates, whose trials are whose, and when a candidate may learn from another."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from optuna.distributions import BaseDistribution
@@ -19,6 +21,11 @@ OPERATOR = "operator"
 """User attribute of searched trials: what made the candidate."""
 PARENTS = "parents"
 """User attribute of searched trials: numbers of the trials that it was bred from."""
+GRADIENT = "gradient"
+"""User attribute of searched trials that were measured with it: the loss's gradient by log lambda of every pair, then
+by the attention temperature; mean over the documents."""
+NUM_UPDATES = "ropewalk:num_updates"
+"""System attribute of searched trials of those samplers that learn step by step: the steps before it was asked for."""
 
 Schedule = Literal["steady", "generational"]
 """Whether a candidate may learn from all that is finished, or from the generations before its own alone."""
@@ -49,6 +56,8 @@ class Proposal(NamedTuple):
     """What made it."""
     parents: tuple[int, ...]
     """Numbers of the trials that it was bred from."""
+    system_attrs: Mapping[str, Any] = MappingProxyType({})
+    """What a sampler of Optuna's keeps with the trial and reads again."""
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -68,6 +77,8 @@ class JointSampler(BaseSampler):
     """Name that the searched candidates go by."""
     space: Space
     """What it searches."""
+    needs_gradient: bool = False
+    """Whether its trials must be told with the gradient of their loss."""
 
     @property
     @abstractmethod
@@ -84,6 +95,16 @@ class JointSampler(BaseSampler):
         Raises:
             SpaceExhaustedError: There is nothing new to try.
         """
+
+    def picks(self, earlier: Sequence[FrozenTrial]) -> list[RescaleFactors]:
+        """Return candidates that the sampler would pick beside the best that were measured, the best first.
+
+        Optimisers that follow noisy values know more than their points: the mean of many is better than each.
+
+        Args:
+            earlier: As for `propose`.
+        """
+        return []
 
     def searched(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """Return those of a study's trials that are searched candidates, in the same order.
@@ -108,6 +129,8 @@ class JointSampler(BaseSampler):
         for key, value in proposal.origin.items():
             # Optuna's own samplers reach the storage like this: a sampler has no public way to annotate its trial.
             study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        for key, value in proposal.system_attrs.items():
+            study._storage.set_trial_system_attr(trial._trial_id, key, value)
         return proposal.params
 
     def sample_independent(
@@ -119,3 +142,20 @@ class JointSampler(BaseSampler):
             ValueError: always, with the parameter's name.
         """
         raise ValueError(f"every parameter must belong to the search space, got {param_name!r}. Sample it elsewhere.")
+
+
+def loss_of(trial: FrozenTrial) -> float:
+    """Return what a trial that is complete or pruned is ranked by: the sum of its objectives, nats per token.
+
+    Args:
+        trial: Its values are perplexities; a pruned one's are an estimate.
+    """
+    return math.fsum(math.log(value) for value in trial.values)
+
+
+def finished_places(earlier: Sequence[FrozenTrial]) -> list[int]:
+    """Return the places of the trials that are finished, in the order in which they were."""
+    finished = [
+        (trial.datetime_complete, place) for place, trial in enumerate(earlier) if trial.datetime_complete is not None
+    ]
+    return [place for _, place in sorted(finished)]

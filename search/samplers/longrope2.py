@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from rope.factors import RescaleFactors
 from search.operators import crossover, initial_genomes, mutate
-from search.samplers.joint import GENERATION, JointSampler, Proposal, Schedule, SpaceExhaustedError
+from search.samplers.joint import GENERATION, JointSampler, Proposal, Schedule, SpaceExhaustedError, loss_of
 from search.space import Genome, SearchSpace
 
 
@@ -65,7 +66,9 @@ class LongRoPE2Sampler(JointSampler):
     """Samples joint, monotone factor vectors by the paper's evolution.
 
     The n-th candidate draws from a generator seeded with (seed, n). Its parents are the best of the generations
-    before its own, or in the steady schedule the best of all that are finished when it is asked for.
+    before its own, or in the steady schedule the best of all that are finished when it is asked for. Where generations
+    have documents of their own, each begins with the parents, to be measured on them too, and breeds from the
+    generation before alone, all of which was measured on the same.
 
     Raises:
         ValueError: The initial population has no room for every critical dimension.
@@ -76,7 +79,13 @@ class LongRoPE2Sampler(JointSampler):
     method = "longrope2-search"
 
     def __init__(
-        self, space: SearchSpace, config: EvolutionConfig, *, seed: int, schedule: Schedule = "generational"
+        self,
+        space: SearchSpace,
+        config: EvolutionConfig,
+        *,
+        seed: int,
+        schedule: Schedule = "generational",
+        remeasures_parents: bool = False,
     ) -> None:
         if config.population_size < len(space.critical_dims):
             raise ValueError(
@@ -87,13 +96,18 @@ class LongRoPE2Sampler(JointSampler):
         self._config = config
         self._seed = seed
         self._steady = schedule == "steady"
+        self._num_remeasured = config.num_parents if remeasures_parents else 0
         self._genomes: dict[int, Genome] = {}
         self._initial: list[Genome] = []
 
     @property
     def generation_sizes(self) -> list[int]:
         """Candidates of each generation, the initial population first."""
-        return [self._config.population_size] + [self._config.generation_size] * self._config.num_generations
+        return [self._config.population_size] + [self._generation_size] * self._config.num_generations
+
+    @property
+    def _generation_size(self) -> int:
+        return self._num_remeasured + self._config.generation_size
 
     def propose(self, earlier: Sequence[FrozenTrial]) -> Proposal:
         """Return the next candidate.
@@ -108,9 +122,17 @@ class LongRoPE2Sampler(JointSampler):
         offspring = self._initial_offspring(index) if generation == 0 else self._breed(earlier, index, generation)
         return Proposal(self.space.to_params(offspring.genome), generation, offspring.operator, offspring.parents)
 
+    def picks(self, earlier: Sequence[FrozenTrial]) -> list[RescaleFactors]:
+        """Return the best of the last generation where generations have documents of their own, best first."""
+        if not self._num_remeasured or not earlier:
+            return []
+        last = max(trial.user_attrs[GENERATION] for trial in earlier)
+        best = self._parents(earlier, last + 1) or self._parents(earlier, last)
+        return [self.space.factors(self._genome(trial), method=self.method) for trial in best]
+
     def _generation(self, index: int) -> int:
         beyond_first = index - self._config.population_size
-        return 0 if beyond_first < 0 else 1 + beyond_first // self._config.generation_size
+        return 0 if beyond_first < 0 else 1 + beyond_first // self._generation_size
 
     def _initial_population(self) -> list[Genome]:
         config = self._config
@@ -132,8 +154,11 @@ class LongRoPE2Sampler(JointSampler):
         parents = self._parents(earlier, generation)
         if not parents:
             raise SpaceExhaustedError("no candidate of the generations before could be measured, so none can breed")
+        place = (index - self._config.population_size) % self._generation_size
+        if place < min(self._num_remeasured, len(parents)):
+            return _Offspring(self._genome(parents[place]), "re-measured", (parents[place].number,))
         taken = {self._genome(trial) for trial in earlier}
-        place = (index - self._config.population_size) % self._config.generation_size
+        place = max(0, place - self._num_remeasured)
         if place >= self._config.num_mutations and len(parents) > 1:
             one, two = (parents[i] for i in rng.choice(len(parents), size=2, replace=False))
             child = crossover(
@@ -162,10 +187,12 @@ class LongRoPE2Sampler(JointSampler):
 
     def _parents(self, earlier: Sequence[FrozenTrial], generation: int) -> list[FrozenTrial]:
         known = earlier if self._steady else [t for t in earlier if t.user_attrs[GENERATION] < generation]
+        if self._num_remeasured:
+            known = [trial for trial in known if trial.user_attrs[GENERATION] == generation - 1]
         complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
         if self._steady and not complete:  # more workers than the first population: breed from what they work on
             return [trial for trial in known if trial.state == TrialState.RUNNING]
-        return sorted(complete, key=lambda trial: (trial.value, trial.number))[: self._config.num_parents]
+        return sorted(complete, key=lambda trial: (loss_of(trial), trial.number))[: self._config.num_parents]
 
     def _genome(self, trial: FrozenTrial) -> Genome:
         if trial.number not in self._genomes:

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from results.measurement import Measurement, candidate_key
-from search.study import Trials, open_storage, open_study
+from results.measurement import Measurement, candidate_key, perplexity
+from search.study import Trials, Verdict, open_storage, open_study
 from tests.benchmarks.utilisation import make_sampler
 
 NUM_TRIALS = 1344
@@ -43,7 +43,8 @@ def report(url: str | None, folder: Path, num_trials: int) -> None:
         sampler.propose(trials.searched(sampler))  # without the ledger; asking again gives the same
         proposed = time.perf_counter()
         asked = trials.ask_candidate(sampler)
-        trials.tell(asked.trial, measurements(candidate_key(asked.factors), asked.factors.values[-1]))
+        found = measurements(candidate_key(asked.factors), asked.factors.values[-1])
+        trials.tell(asked.trial, found, Verdict([perplexity(found)], len(found)))
         with_sampler.append(time.perf_counter() - proposed)
         alone.append(with_sampler[-1] - (proposed - begun))
     mean, last = sum(alone) / num_trials, sum(alone[-100:]) / min(100, num_trials)

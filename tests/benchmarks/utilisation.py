@@ -32,7 +32,9 @@ from needles.needle import Needle
 from results.measurement import Measurement, candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
-from search.evolution import Ledger, evolve
+from search.evolution import Entry, Ledger, evolve
+from search.objectives import Objectives
+from search.panels import Panels
 from search.progress import Plan, SearchProgress
 from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
@@ -41,6 +43,7 @@ from workers.pool import RayPool
 from workers.scorer import Scorer, Task
 
 NUM_DOCUMENTS = 10
+DOCUMENTS = tuple(f"document-{number}" for number in range(NUM_DOCUMENTS))
 SIGMA = 0.5
 TASKS_PER_WORKER = 2
 Parameters = ParamSpec("Parameters")
@@ -80,13 +83,16 @@ def run(
     scorer = Watched(make_scorer(num_workers, options.seconds))
     sampler = make_sampler(num_candidates, options.pairs, "steady" if order == "steady" else "generational")
     with tempfile.TemporaryDirectory() as folder, ledger_timer() as ledger_seconds:
-        ledger = make_ledger(scorer, Path(folder), options.storage)
+        # the published code's task is a whole candidate
+        ledger = make_ledger(
+            scorer, Path(folder), options.storage, batch_size=NUM_DOCUMENTS if order == "barrier" else 1
+        )
         scorer.begin()
         cpu = time.process_time()
         if order == "barrier":
             in_barriers(ledger, sampler, num_workers)
         else:
-            evolve(ledger, sampler, batches(1), schedule="steady" if order == "steady" else "generational")
+            evolve(ledger, sampler, schedule="steady" if order == "steady" else "generational")
         cpu = time.process_time() - cpu
         elapsed = scorer.elapsed()
     scorer.close()
@@ -109,16 +115,11 @@ def in_barriers(ledger: Ledger, sampler: LongRoPE2Sampler, num_workers: int) -> 
     while left:
         size = min(num_workers, sizes[0])
         asked = [ledger.trials.ask_candidate(sampler) for _ in range(size)]
-        ledger.score(asked, batches(NUM_DOCUMENTS))
+        ledger.score([Entry(candidate, DOCUMENTS) for candidate in asked])
         left -= size
         sizes[0] -= size
         if not sizes[0]:
             sizes.popleft()
-
-
-def batches(size: int) -> list[tuple[str, ...]]:
-    ids = [f"document-{number}" for number in range(NUM_DOCUMENTS)]
-    return [tuple(ids[start : start + size]) for start in range(0, NUM_DOCUMENTS, size)]
 
 
 def make_sampler(num_candidates: int, num_pairs: int, schedule: str) -> LongRoPE2Sampler:
@@ -137,12 +138,19 @@ def make_sampler(num_candidates: int, num_pairs: int, schedule: str) -> LongRoPE
     return LongRoPE2Sampler(space, config, seed=0, schedule="steady" if schedule == "steady" else "generational")
 
 
-def make_ledger(scorer: Scorer, folder: Path, url: str | None) -> Ledger:
+def make_ledger(scorer: Scorer, folder: Path, url: str | None, *, batch_size: int) -> Ledger:
     storage = open_storage(url and url.format(folder=folder), run_dir=folder)
     study = open_study(f"utilisation {time.time_ns()}", storage=storage, identity={}, note="")
     plan = Plan(model="", original_length=1, target_length=2, num_candidates=1, num_documents=1)
     progress = SearchProgress(plan, console=Console(file=io.StringIO()))
-    return Ledger(trials=Trials(study), scorer=scorer, store=MeasurementStore(folder), progress=progress)
+    return Ledger(
+        trials=Trials(study),
+        scorer=scorer,
+        store=MeasurementStore(folder),
+        progress=progress,
+        panels=Panels(documents=DOCUMENTS, size=NUM_DOCUMENTS, batch_size=batch_size),
+        objectives=Objectives(),
+    )
 
 
 def seconds_of(candidate: str, document: str, mean_seconds: float) -> float:
@@ -187,7 +195,7 @@ def actors(num_workers: int, mean_seconds: float) -> Scorer:
 
     documents = [
         NeedleDocument(
-            id=f"document-{number}",
+            id=document,
             split="search",
             token_ids=np.zeros(8, dtype=np.int32),
             answer_start=4,
@@ -197,7 +205,7 @@ def actors(num_workers: int, mean_seconds: float) -> Scorer:
             passage_sha256="",
             sha256="",
         )
-        for number in range(NUM_DOCUMENTS)
+        for document in DOCUMENTS
     ]
     pool = RayPool(lambda documents: LocalSleeping(mean_seconds), documents, num_workers=num_workers)
     warm_up(pool, num_workers)

@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 
-from results.summary import MethodResult, Summary, best_formula, best_result, heldout_gain
+from results.summary import MethodResult, ParetoPoint, Summary, best_formula, best_result, heldout_gain
 
 NAN = math.nan
 
@@ -18,6 +19,8 @@ def result(
     kind: Literal["formula", "searched"] = "formula",
     temperature: float = 1.0,
     search: float = 2.0,
+    original: float = 1.1,
+    is_picked: bool = False,
 ) -> MethodResult:
     return MethodResult(
         name=name,
@@ -26,7 +29,8 @@ def result(
         attention_temperature=temperature,
         search_perplexity=search,
         heldout_perplexity=heldout,
-        original_perplexity=1.1,
+        original_perplexity=original,
+        is_picked=is_picked,
     )
 
 
@@ -39,7 +43,13 @@ METHODS = (
 )
 
 
-def summary(*methods: MethodResult) -> Summary:
+FRONT = (
+    ParetoPoint(name="yarn", attention_temperature=1.118, long_perplexity=1.5, short_ratio=1.25, is_knee=False),
+    ParetoPoint(name="none", attention_temperature=1.0, long_perplexity=80.0, short_ratio=1.0, is_knee=True),
+)
+
+
+def summary(*methods: MethodResult, front: tuple[ParetoPoint, ...] = ()) -> Summary:
     return Summary(
         model="models/tiny",
         original_length=256,
@@ -49,10 +59,55 @@ def summary(*methods: MethodResult) -> Summary:
         seconds=61.5,
         run_directory="runs/one",
         methods=methods,
+        front=front,
     )
 
 
-def test_the_lowest_heldout_perplexity_wins_whatever_the_search_documents_say() -> None:
+def test_what_validation_picked_wins_although_another_is_luckier_on_the_heldout_documents() -> None:
+    lucky = result("lucky", 5.0, kind="searched")
+    picked = result("picked", 6.25, kind="searched", is_picked=True)
+    assert best_result([*METHODS, lucky, picked]) is picked
+    assert heldout_gain([*METHODS, lucky, picked]) == pytest.approx(0.1659563, abs=1e-7)  # as below, by hand
+
+
+@pytest.mark.parametrize("heldout", [9.0, 9.5, 80.0, NAN])
+def test_a_pick_that_beats_no_formula_is_overruled_by_the_best_formula(heldout: float) -> None:
+    methods = [*METHODS, result("picked", heldout, kind="searched", is_picked=True)]
+    assert best_result(methods) is METHODS[2]
+    assert heldout_gain(methods) == 0.0
+
+
+def test_a_pick_is_compared_with_formulas_at_both_lengths_where_it_is_used_at_both() -> None:
+    # By hand: ln 6 + ln 1.5 = ln 9 is above ln 8 + ln 1.1 = ln 8.8, although 6 is below 8
+    methods = [
+        result("picked", 6.0, kind="searched", original=1.5, is_picked=True),
+        result("yarn", 8.0, original=1.1),
+        result("none", 80.0, original=1.0),
+    ]
+    assert best_result(methods).name == "picked"
+    assert best_result(methods, both_lengths=True).name == "yarn"
+    assert summary(*methods).winner == "picked"
+    assert summary(*methods, front=FRONT).winner == "yarn"
+    assert best_formula(methods, both_lengths=True).name == "yarn"
+
+
+def test_the_gain_at_both_lengths_is_that_of_the_sums() -> None:
+    # By hand: 1 - (0.5 + 0.25) / (0.75 + 0.25)
+    methods = [
+        result("picked", math.exp(0.5), kind="searched", original=math.exp(0.25), is_picked=True),
+        result("yarn", math.exp(0.75), original=math.exp(0.25)),
+    ]
+    assert summary(*methods, front=FRONT).gain == pytest.approx(0.25, rel=1e-12)
+
+
+def test_the_gap_is_the_loss_that_the_search_documents_hide() -> None:
+    assert result("found", math.exp(1.25), search=math.exp(0.5)).gap == pytest.approx(0.75, rel=1e-12)
+    assert result("found", math.exp(0.5), search=math.exp(1.25)).gap == pytest.approx(-0.75, rel=1e-12)
+    assert math.isnan(result("found", NAN).gap)
+    assert math.isnan(result("found", 2.0, search=NAN).gap)
+
+
+def test_without_a_pick_the_lowest_heldout_perplexity_wins_whatever_the_search_documents_say() -> None:
     better_on_seen = result("overfit", 7.0, kind="searched", search=1.01)
     assert best_result([*METHODS, better_on_seen]).name == "longrope2-search"
 
@@ -86,13 +141,17 @@ def test_a_formula_that_wins_gains_nothing_even_without_any_loss_left() -> None:
 
 
 def test_without_a_measured_formula_there_is_no_gain() -> None:
-    assert math.isnan(heldout_gain([result("found", 2.0, kind="searched"), result("yarn", NAN)]))
+    found, yarn = result("found", 2.0, kind="searched"), result("yarn", 3.0, original=NAN)
+    assert math.isnan(heldout_gain([found, result("yarn", NAN)]))
+    assert math.isnan(heldout_gain([found, yarn], both_lengths=True))
 
 
 def test_the_json_has_what_a_reader_looks_for() -> None:
     document = json.loads(summary(*METHODS).to_json())
     assert document["winner"] == "longrope2-search"
     assert document["gain"] == pytest.approx(0.1659563, abs=1e-7)
+    assert document["gap"] == pytest.approx(math.log(6.25 / 2.0), rel=1e-12)
+    assert document["front"] == []
     assert (document["seed"], document["num_document_forwards"], document["seconds"]) == (3, 1200, 61.5)
     assert [method["name"] for method in document["methods"]] == [method.name for method in METHODS]
     assert document["methods"][3] == {
@@ -101,9 +160,27 @@ def test_the_json_has_what_a_reader_looks_for() -> None:
         "critical_dim": 7,
         "attention_temperature": 1.118,
         "search_perplexity": 2.0,
+        "validation_perplexity": None,
         "heldout_perplexity": 6.25,
         "original_perplexity": 1.1,
+        "is_picked": False,
     }
+
+
+def test_the_front_is_in_the_json_and_comes_back() -> None:
+    written = summary(*METHODS[:4], front=FRONT)
+    assert json.loads(written.to_json())["front"][1] == {
+        "name": "none",
+        "attention_temperature": 1.0,
+        "long_perplexity": 80.0,
+        "short_ratio": 1.0,
+        "is_knee": True,
+    }
+    assert Summary.from_json(written.to_json()).front == FRONT
+
+
+def test_a_gap_that_is_unknown_is_null() -> None:
+    assert json.loads(summary(result("yarn", 2.0, search=NAN)).to_json())["gap"] is None
 
 
 def test_json_has_null_for_what_is_no_finite_number() -> None:
@@ -115,7 +192,7 @@ def test_json_has_null_for_what_is_no_finite_number() -> None:
 
 
 def test_a_summary_comes_back_from_json_as_it_was() -> None:
-    written = summary(*METHODS[:4])
+    written = summary(*(replace(method, validation_perplexity=7.5, is_picked=True) for method in METHODS[:4]))
     assert Summary.from_json(written.to_json()) == written
 
 
@@ -144,13 +221,15 @@ def test_text_that_is_no_json_is_refused(text: str) -> None:
         Summary.from_json(text)
 
 
-@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2")])
+@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 1}', "1")])
 def test_another_schema_version_is_refused(text: str, found: str) -> None:
-    with pytest.raises(ValueError, match=rf"^a summary must have schema version 1, got {found}\. .*$"):
+    with pytest.raises(ValueError, match=rf"^a summary must have schema version 2, got {found}\. .*$"):
         Summary.from_json(text)
 
 
-@pytest.mark.parametrize("change", [{"methods": None}, {"methods": ["yarn"]}, {"colour": "red"}, {"methods": [{}]}])
+@pytest.mark.parametrize(
+    "change", [{"methods": None}, {"methods": ["yarn"]}, {"colour": "red"}, {"methods": [{}]}, {"front": [{}]}]
+)
 def test_other_keys_are_refused(change: dict[str, object]) -> None:
     document = {**json.loads(summary(*METHODS).to_json()), **change}
     with pytest.raises(ValueError, match=r"^a summary must have the keys that Ropewalk writes, got a fault: .*$"):

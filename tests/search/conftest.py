@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from rich.console import Console
 
 from results.measurement import Measurement, candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.evolution import Ledger
+from search.objectives import Objectives
+from search.panels import Panels
 from search.progress import Plan, SearchProgress
+from search.racing import Racing
 from search.space import SearchSpace
 from search.study import Trials
 from workers.scorer import Scorer, Task
 
 Loss = Callable[[RescaleFactors, str], float]
+Gradient = Callable[[RescaleFactors, str], Sequence[float]]
 
 SPACE: dict[str, Any] = {
     "rotary_dim": 32,
@@ -34,17 +39,27 @@ SPACE: dict[str, Any] = {
     "step": 0.01,
     "attention_temperature": 1.25,
 }
+PANELS = Panels(documents=("a", "b", "c"), size=3, batch_size=2)
 PLAN = Plan(model="a model", original_length=256, target_length=2048, num_candidates=10, num_documents=100)
 
 
 class FunctionScorer:
     """Measures tasks with a function of factors and document; a loss that is not finite is a failure.
 
-    Without a generator tasks finish in the order of submission, with one in a random order.
+    Without a generator tasks finish in the order of submission, with one in a random order. A task with gradient needs
+    a function for that too: by log lambda of every pair, then by the attention temperature.
     """
 
-    def __init__(self, loss: Loss, *, capacity: int = 1, rng: np.random.Generator | None = None) -> None:
+    def __init__(
+        self,
+        loss: Loss,
+        *,
+        capacity: int = 1,
+        rng: np.random.Generator | None = None,
+        gradient: Gradient | None = None,
+    ) -> None:
         self._loss = loss
+        self._gradient = gradient
         self._capacity = capacity
         self._rng = rng
         self._in_flight: list[Task] = []
@@ -62,7 +77,7 @@ class FunctionScorer:
             return []
         chosen = 0 if self._rng is None else int(self._rng.integers(len(self._in_flight)))
         task = self._in_flight.pop(chosen)
-        return [self._measure(task.candidate, document) for document in task.documents]
+        return [self._measure(task, document) for document in task.documents]
 
     @property
     def num_workers(self) -> int:
@@ -79,11 +94,11 @@ class FunctionScorer:
     def close(self) -> None:
         self._in_flight.clear()
 
-    def _measure(self, factors: RescaleFactors, document: str) -> Measurement:
-        loss = self._loss(factors, document)
+    def _measure(self, task: Task, document: str) -> Measurement:
+        loss = self._loss(task.candidate, document)
         failed = not np.isfinite(loss)
         return Measurement(
-            candidate=candidate_key(factors),
+            candidate=candidate_key(task.candidate),
             document=document,
             split="search",
             depth=0.5,
@@ -91,7 +106,12 @@ class FunctionScorer:
             num_tokens=0 if failed else 1,
             seconds=0.0,
             failure=f"cannot read {document}" if failed else None,
+            gradient=self._slope(task.candidate, document) if task.with_gradient and not failed else None,
         )
+
+    def _slope(self, factors: RescaleFactors, document: str) -> tuple[float, ...]:
+        assert self._gradient is not None, "a task asks for a gradient of which there is no function"
+        return tuple(float(slope) for slope in self._gradient(factors, document))
 
 
 @pytest.fixture(scope="session")
@@ -125,13 +145,34 @@ def make_scorer() -> Callable[..., Scorer]:
 
 
 @pytest.fixture
-def make_ledger(tmp_path: Path) -> Callable[[Scorer], Ledger]:
-    """Makes a ledger of a new study in memory; the measurements go to the temporary folder."""
+def make_ledger(tmp_path: Path) -> Callable[..., Ledger]:
+    """Makes a ledger with changes to: every candidate on a, b and c, no race, a new study in memory.
+
+    The measurements go to the temporary folder.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    def make(scorer: Scorer) -> Ledger:
-        progress = SearchProgress(PLAN, console=Console(file=io.StringIO()))
-        store = MeasurementStore(tmp_path)
-        return Ledger(trials=Trials(optuna.create_study()), scorer=scorer, store=store, progress=progress)
+    def make(
+        scorer: Scorer,
+        *,
+        panels: Panels = PANELS,
+        objectives: Objectives | None = None,
+        racing: Racing | None = None,
+        trials: Trials | None = None,
+        store: MeasurementStore | None = None,
+        measurements: Iterable[Measurement] = (),
+    ) -> Ledger:
+        chosen_by = objectives or Objectives()
+        directions = [StudyDirection[direction.upper()] for direction in chosen_by.directions]
+        return Ledger(
+            trials=trials or Trials(optuna.create_study(directions=directions)),
+            scorer=scorer,
+            store=store or MeasurementStore(tmp_path),
+            progress=SearchProgress(PLAN, console=Console(file=io.StringIO())),
+            panels=panels,
+            objectives=chosen_by,
+            racing=racing,
+            measurements=measurements,
+        )
 
     return make

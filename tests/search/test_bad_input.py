@@ -90,7 +90,7 @@ def test_a_run_directory_that_holds_another_run(capsys: pytest.CaptureFixture[st
     run_dir.mkdir()
     for name in ("config.yaml", "config.sha256"):
         (run_dir / name).write_text("seed: 1\n")
-    assert "must keep its configuration, got another value of algorithm, " in refused(capsys, run_dir)
+    assert "must keep its configuration, got another value of aggregate, algorithm, " in refused(capsys, run_dir)
     assert (run_dir / "config.yaml").read_text() == "seed: 1\n"
 
 
@@ -120,5 +120,51 @@ def test_every_candidate_failing_stops_the_run_and_says_why(
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", short_of_memory)
     options = [f"--model={MODEL}", f"--corpus={HAYSTACK}", "--target-length=512", f"--run-dir={tmp_path / 'run'}"]
-    assert main(["search", *options]) == 2
+    assert main(["search", *options, "--formulas.methods=[none, yarn]", "--documents.num-search=6"]) == 2
     assert "out of memory: 64 GB for one document" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--algorithm=annealing"], "--algorithm must be one of gradient, cmaes, longrope2, tpe, random, "),
+        (
+            ["--racing=wilcoxon", "--documents.num-search=1", "--documents.num-validation=1"],
+            "--racing wilcoxon must have at least 5 documents, got 1",
+        ),
+        (["--objectives=long,speed"], "--objectives must be long or long,short"),
+        (["--budget=100"], "--budget must be above the "),
+        (["--documents.num-needles=4", "--documents.num-search=6"], "length must be at least 322"),
+    ],
+)
+def test_what_an_algorithm_cannot_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], message: str
+) -> None:
+    assert message in refused(capsys, tmp_path / "run", *options)
+
+
+def test_more_needles_than_the_model_answers_in_its_own_window(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = [f"--model={MODEL}", f"--corpus={HAYSTACK}", "--target-length=512", f"--run-dir={tmp_path / 'run'}"]
+    assert main(["search", *given, "--documents.num-needles=2", "--documents.num-search=6"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the model must answer 2 needles in its own window of 256 tokens with a loss of at most" in error
+    assert "Use --documents.num-needles 1." in error
+
+
+def test_an_objective_that_cannot_be_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = LlamaForCausalLM.forward
+
+    def short_of_memory(model: LlamaForCausalLM, input_ids: torch.Tensor, **options: Any) -> object:
+        if input_ids.shape[1] == 256:
+            raise MemoryError("nothing left")
+        return forward(model, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", short_of_memory)
+    given = [f"--model={MODEL}", f"--corpus={HAYSTACK}", "--target-length=512", f"--run-dir={tmp_path / 'run'}"]
+    assert main(["search", *given, "--objectives=long,short", "--documents.num-search=6"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the objective short must be measurable, got a failure of the unscaled model on 8 documents" in error

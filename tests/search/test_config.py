@@ -7,9 +7,13 @@ import pytest
 
 from results.urls import without_password
 from rope.methods import METHODS
-from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig, has_password, resolved_config
-from search.samplers.cma import CmaConfig
+from search.config import ALGORITHMS, SearchConfig, has_password, resolved_config
+from search.racing import Racing
+from search.samplers.cmaes import CmaesConfig
+from search.samplers.gradient import GradientConfig
 from search.samplers.longrope2 import EvolutionConfig
+from search.samplers.named import NamedConfig
+from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig, SpaceConfig
 
 REQUIRED: dict[str, Any] = {"model": "folder", "corpus": "noise", "target_length": 1024}
 
@@ -66,10 +70,12 @@ def test_a_negative_seed_is_refused() -> None:
         SearchConfig(**REQUIRED, seed=-1)
 
 
-@pytest.mark.parametrize("name", ["num_search", "num_heldout", "num_original", "batch_size"])
+@pytest.mark.parametrize(
+    "name", ["num_search", "num_heldout", "num_original", "num_validation", "num_needles", "batch_size"]
+)
 def test_no_documents_are_refused(name: str) -> None:
     options: dict[str, Any] = {name: 0}
-    with pytest.raises(ValueError, match=rf"^documents\.{name} must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=rf"^documents\.{name} must be at least 1, got 0\. Raise it\.$"):
         DocumentsConfig(**options)
 
 
@@ -133,16 +139,19 @@ def test_a_password_in_a_storage_url_is_in_no_copy_of_the_configuration(url: str
 @pytest.mark.parametrize(
     ("algorithm", "setting", "named"),
     [
-        ("longrope2", {"cma": CmaConfig(sigma=0.2)}, "cma"),
-        ("cma", {"evolution": EvolutionConfig(num_generations=1)}, "evolution"),
-        ("cma", {"space": SpaceConfig(low=2.0)}, "space"),
+        ("longrope2", {"cmaes": CmaesConfig(sigma=0.2)}, "cmaes"),
+        ("longrope2", {"monotone": MonotoneConfig(knots=8)}, "monotone"),
+        ("cmaes", {"evolution": EvolutionConfig(num_generations=1)}, "evolution"),
+        ("cmaes", {"space": SpaceConfig(low=2.0)}, "space"),
+        ("gradient", {"optuna": NamedConfig(num_candidates=3)}, "optuna"),
+        ("tpe", {"gradient": GradientConfig(num_steps=3)}, "gradient"),
     ],
 )
 def test_settings_of_the_other_algorithm_are_refused_since_they_would_have_no_effect(
     algorithm: str, setting: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"^settings of {named} must go with their own algorithm, got them with"):
-        SearchConfig(model="m", corpus="noise", target_length=1024, algorithm=algorithm, **setting)  # type: ignore[arg-type]
+        SearchConfig(model="m", corpus="noise", target_length=1024, algorithm=algorithm, **setting)
 
 
 def test_what_the_user_left_open_is_in_the_resolved_configuration() -> None:
@@ -173,3 +182,84 @@ def test_no_password_is_in_the_resolved_configuration() -> None:
     config = SearchConfig(**REQUIRED, storage="postgresql://me:se@cret@host/db", mirror="s3://key:secret@bucket/run")
     settings = resolved_config(config, 256, Path("run"), model_fingerprint="0")
     assert (settings["storage"], settings["mirror"]) == ("postgresql://me@host/db", "s3://key@bucket/run")
+
+
+def test_the_default_algorithm_moves_over_many_documents() -> None:
+    config = SearchConfig(**REQUIRED)
+    assert config.algorithm == "gradient"
+    assert (config.num_search_documents, config.num_per_candidate, config.num_fresh_documents) == (400, 4, 4)
+    assert config.num_formula_documents == 24
+    assert config.races
+
+
+def test_the_papers_evolution_has_its_ten_documents_and_no_fresh_ones() -> None:
+    config = SearchConfig(**REQUIRED, algorithm="longrope2")
+    assert (config.num_search_documents, config.num_per_candidate, config.num_fresh_documents) == (10, 10, 0)
+    assert config.num_formula_documents == 10
+
+
+@pytest.mark.parametrize("name", ["annealing", "grid", "brute-force"])
+def test_an_algorithm_that_does_not_exist_or_cannot_serve_is_refused_and_the_known_ones_are_listed(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^--algorithm must be one of {', '.join(ALGORITHMS)}, got '{name}'"):
+        SearchConfig(**REQUIRED, algorithm=name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"documents": DocumentsConfig(num_search=1, num_validation=1), "racing": "wilcoxon"},
+            r"^--racing wilcoxon must have at least 5 documents, got 1: fewer cannot show that a candidate is worse\. ",
+        ),
+        (
+            {"objectives": "long,short", "racing": "wilcoxon", "algorithm": "nsga2"},
+            r"^--racing wilcoxon must go with one objective, got long,short",
+        ),
+        (
+            {"racing": "none", "race": Racing(p_value=0.01)},
+            r"^settings of race must go with --racing wilcoxon, got none",
+        ),
+        ({"objectives": "speed"}, r"^--objectives must be long or long,short .*, got 'speed'\. Choose one of them\.$"),
+        ({"objectives": "short"}, r"^--objectives must be long or long,short .*, got 'short'"),
+        ({"objectives": "long,short,long"}, r"^--objectives must be long or long,short .*, got 'long,short,long'"),
+        (
+            {"objectives": "long,short", "algorithm": "optuna-cmaes"},
+            r"^the sampler optuna-cmaes must have one objective, got 2\. Choose one of tpe, ",
+        ),
+        ({"documents": DocumentsConfig(num_short=3)}, r"^documents\.num_short must go with --objectives long,short"),
+        ({"budget": 0}, r"^--budget must be at least 1 forward, got 0"),
+        (
+            {"algorithm": "tpe", "fresh_documents": 2, "documents": DocumentsConfig(num_per_candidate=4)},
+            r"^--fresh-documents must go with gradient, cmaes or longrope2, got tpe, which would compare",
+        ),
+        (
+            {"algorithm": "longrope2", "fresh_documents": 2},
+            r"^--fresh-documents must have other documents to take from",
+        ),
+        (
+            {"algorithm": "longrope2", "fresh_documents": 2, "documents": DocumentsConfig(num_per_candidate=4)},
+            r"^--fresh-documents must go with --schedule generational for longrope2",
+        ),
+        ({"fresh_documents": 5}, r"^--fresh-documents must lie between 0 and the 4 documents of a candidate, got 5"),
+        (
+            {"documents": DocumentsConfig(num_search=4, num_per_candidate=5)},
+            r"^documents\.num_per_candidate must be at most documents\.num_search, got 5 of 4",
+        ),
+        ({"documents": DocumentsConfig(num_search=4, num_formula=5)}, r"^documents\.num_formula must be at most"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**REQUIRED | setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"knots": 3}, r"^monotone\.knots must be at least 4, got 3"),
+        ({"knots": 8, "free": "critical"}, r"^monotone\.knots must go with monotone\.free all, got critical"),
+    ],
+)
+def test_a_spline_that_cannot_be_is_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MonotoneConfig(**setting)

@@ -1,12 +1,14 @@
 """The real command on the reference model, end to end: what it leaves, what it prints, and what it refuses."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,23 @@ from search.journal import JOURNAL
 ROOT = Path(__file__).parents[2]
 MODEL = str(ROOT / "workers/reference/model")
 HAYSTACK = str(ROOT / "workers/reference/tom_sawyer.txt")
-SMALL = [
+TINY = [
     "--documents.num-search=6",
     "--documents.num-heldout=6",
     "--documents.num-original=4",
+    "--documents.num-validation=4",
+    "--formulas.methods=[none, yarn, longrope2]",
+    "--formulas.temperatures=[paper]",
+    "--schedule=generational",
+]
+SMALL = [
+    *TINY,
+    "--algorithm=longrope2",
     "--evolution.population-size=10",
     "--evolution.num-generations=2",
     "--evolution.num-parents=4",
     "--evolution.num-mutations=3",
     "--evolution.num-crossovers=3",
-    "--formulas.methods=[none, yarn, longrope2]",
-    "--formulas.temperatures=[paper]",
-    "--schedule=generational",
 ]
 
 
@@ -71,15 +78,20 @@ def test_a_run_leaves_everything_that_its_user_needs(finished: Path) -> None:
     assert [path.suffix for path in (finished / "measurements").iterdir()].count(".jsonl") == 0
 
 
-def test_the_summary_has_every_method_and_the_winner_is_the_best_on_heldout_documents(finished: Path) -> None:
+def test_the_summary_has_every_method_and_the_winner_is_what_validation_picked_or_a_formula(finished: Path) -> None:
     found = json.loads((finished / "summary.json").read_text())
     assert {"seed", "num_document_forwards", "seconds", "winner", "methods"} <= found.keys()
     names = [(method["name"], method["kind"]) for method in found["methods"]]
     assert {("none", "formula"), ("yarn", "formula"), ("longrope2", "formula"), ("longrope2-search", "searched")} <= {
         *names
     }
-    best = min(found["methods"], key=lambda method: method["heldout_perplexity"])
-    assert best["name"] == found["winner"]
+    searched = [method for method in found["methods"] if method["kind"] == "searched"]
+    picked = [method for method in searched if method["is_picked"]]
+    able = picked + [method for method in found["methods"] if method["kind"] == "formula"]
+    assert len(picked) == 1
+    assert min(able, key=lambda method: method["heldout_perplexity"])["name"] == found["winner"]
+    validated = [method for method in searched if method["validation_perplexity"] is not None]
+    assert min(validated, key=lambda method: method["validation_perplexity"]) == picked[0]
 
 
 def test_every_measurement_is_stored_and_counted(finished: Path) -> None:
@@ -94,9 +106,9 @@ def test_the_study_names_formulas_and_origins(finished: Path) -> None:
     storage = JournalStorage(JournalFileBackend(str(finished / JOURNAL)))
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
-    assert {trial.state for trial in trials} == {optuna.trial.TrialState.COMPLETE}
+    assert all(trial.state.is_finished() for trial in trials)
     assert [trial.user_attrs["method"] for trial in trials[:2]] == ["none", "none"]
-    searched = [trial for trial in trials if trial.user_attrs["method"] == "longrope2-search"]
+    searched = [trial for trial in trials if "generation" in trial.user_attrs]
     assert len(searched) == 10 + 2 * 6
     assert {"initial", "mutation"} <= {trial.user_attrs["operator"] for trial in searched}
 
@@ -116,17 +128,23 @@ def test_plain_transformers_loads_the_fragment_and_rotates_as_the_factors_say(fi
 
 def test_the_run_directory_says_what_every_document_was(finished: Path) -> None:
     documents = json.loads((finished / "documents.json").read_text())
-    assert len(documents) == 6 + 6 + 4
+    assert len(documents) == 6 + 6 + 4 + 4
     assert {document["id"] for document in documents} == set(read_measurements(finished)["document"])
     assert all(len(document["sha256"]) == len(document["passage_sha256"]) == 64 for document in documents)
-    assert len({document["needle"]["value"] for document in documents}) == len(documents)
+    assert len({document["needles"][0]["value"] for document in documents}) == len(documents)
 
 
 def test_formulas_are_measured_at_the_temperature_that_the_search_found_too(tmp_path: Path) -> None:
     assert search(tmp_path / "run", "--space.attention-temperature=1.3") == 0
     summary = Summary.from_json((tmp_path / "run" / "summary.json").read_text())
-    formulas = [method for method in summary.methods if method.kind == "formula"]
-    assert {method.name for method in formulas if method.attention_temperature == 1.3} == {"none", "yarn", "longrope2"}
+    names = {method.name for method in summary.methods if method.kind == "formula"}
+    assert names == {"none", "yarn", "longrope2"}
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "run" / JOURNAL)))
+    trials = optuna.load_study(study_name=None, storage=storage).trials
+    formulas = [trial for trial in trials if trial.user_attrs["method"] in names]
+    assert {
+        trial.user_attrs["method"] for trial in formulas if trial.user_attrs["attention_temperature"] == 1.3
+    } == names
 
 
 def interrupt_after(num_forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,16 +371,78 @@ def test_shipped_configurations_are_read(name: str, capsys: pytest.CaptureFixtur
     assert "--model must be a folder" in capsys.readouterr().err
 
 
-def test_cma_finds_factors_without_a_critical_dimension(tmp_path: Path) -> None:
-    options = ["--algorithm=cma", "--cma.population-size=6", "--cma.num-generations=2"]
-    small = [option for option in SMALL if "evolution" not in option]
+ALGORITHMS = {
+    "gradient": ["--algorithm=gradient", "--gradient.num-steps=5", "--documents.num-per-candidate=2"],
+    "cmaes": [
+        "--algorithm=cmaes",
+        "--cmaes.population-size=6",
+        "--cmaes.num-generations=2",
+        "--documents.num-per-candidate=2",
+        "--racing=wilcoxon",
+    ],
+    "tpe": ["--algorithm=tpe", "--optuna.num-candidates=8", "--optuna.population-size=4", "--monotone.knots=6"],
+    "longrope2": [
+        "--algorithm=longrope2",
+        "--evolution.population-size=10",
+        "--evolution.num-generations=1",
+        "--evolution.num-parents=3",
+        "--evolution.num-mutations=3",
+        "--evolution.num-crossovers=3",
+        "--documents.num-per-candidate=4",
+        "--fresh-documents=2",
+    ],
+}
+
+
+def search_by(algorithm: str, run_dir: Path, *options: str) -> int:
     base = [f"--model={MODEL}", f"--corpus={HAYSTACK}", "--target-length=512", "--dtype=float32"]
-    assert main(["search", *base, f"--run-dir={tmp_path / 'cma'}", *small, *options]) == 0
-    summary = Summary.from_json((tmp_path / "cma" / "summary.json").read_text())
-    searched = [method for method in summary.methods if method.kind == "searched"]
-    assert {method.name for method in searched} == {"cma-search"}
-    assert {method.critical_dim for method in searched} == {None}
-    assert len({method.attention_temperature for method in searched}) == len(searched)
+    return main(["search", *base, f"--run-dir={run_dir}", *TINY, *ALGORITHMS[algorithm], *options])
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_every_algorithm_taken_up_ends_as_an_undisturbed_one(algorithm: str, tmp_path: Path) -> None:
+    assert search_by(algorithm, tmp_path / "one") == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt_after(33, monkeypatch)
+        assert search_by(algorithm, tmp_path / "two") == 2
+    assert search_by(algorithm, tmp_path / "two") == 0
+    one, two = (Summary.from_json((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert two.methods == one.methods
+    assert {method.name for method in one.methods if method.kind == "searched"} == {f"{algorithm}-search"}
+    mine, theirs = (load_factors(tmp_path / name / "factors.json") for name in ("one", "two"))
+    assert mine.values == theirs.values
+    by_pair = [
+        read_measurements(tmp_path / name).set_index(["candidate", "document"])["sum_nll"].sort_index()
+        for name in ("one", "two")
+    ]
+    assert by_pair[0].equals(by_pair[1])
+
+
+def test_two_objectives_give_a_front_and_the_pick_is_its_knee(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--objectives=long,short", "--documents.num-short=4", "--optuna.num-candidates=12"]
+    assert search_by("tpe", tmp_path / "run", "--algorithm=nsga2", *options) == 0
+    summary = Summary.from_json((tmp_path / "run" / "summary.json").read_text())
+    assert sum(point.is_knee for point in summary.front) == 1
+    for one, other in pairwise(summary.front):
+        assert one.long_perplexity < other.long_perplexity
+        assert one.short_ratio > other.short_ratio
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "run" / JOURNAL)))
+    study = optuna.load_study(study_name=None, storage=storage)
+    assert len(study.directions) == 2
+    best = {tuple(trial.values) for trial in study.best_trials}
+    assert {(point.long_perplexity, point.short_ratio) for point in summary.front} == best  # Optuna's own front
+    assert "Pareto front of the search" in capsys.readouterr().out
+
+
+def test_the_cap_changes_what_a_candidate_is_chosen_by_and_not_what_is_reported(tmp_path: Path) -> None:
+    assert search_by("tpe", tmp_path / "run", "--aggregate=capped") == 0
+    measurements = read_measurements(tmp_path / "run")
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "run" / JOURNAL)))
+    trials = optuna.load_study(study_name=None, storage=storage).trials
+    assert all(trial.values[0] <= 10 for trial in trials)  # e to the power of ln 10
+    assert measurements["sum_nll"].div(measurements["num_tokens"]).max() > math.log(10)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,74 @@ def test_more_workers_than_the_first_population_breed_from_what_is_being_measure
     trials = steady(space, optuna.create_study(), workers=100)
     assert {trial.state for trial in trials} == {TrialState.RUNNING}
     assert len({space.from_params(trial.params) for trial in trials}) == NUM_TRIALS
+
+
+def run_on_panels(
+    space: SearchSpace, *, order: Order = range, fails: Callable[[int], bool] = lambda number: False
+) -> list[tuple[list[FrozenTrial], FrozenTrial]]:
+    """Ask and tell generations that differ in their documents; return what was known before each trial, and it."""
+    trials = Trials(optuna.create_study())
+    sampler = LongRoPE2Sampler(space, SMALL, seed=0, remeasures_parents=True)
+    steps = []
+    for generation, size in enumerate(sampler.generation_sizes):
+        asked = []
+        for _ in range(size):
+            known = list(trials.searched(sampler))
+            asked.append(trials.ask_candidate(sampler))
+            steps.append((known, trials.searched(sampler)[-1]))
+        for place in order(size):
+            value = panel_value(asked[place], generation)
+            tell(trials, asked[place], None if fails(asked[place].trial) else value)
+    told = trials.searched(sampler)
+    return [(known, told[trial.number]) for known, trial in steps]
+
+
+def panel_value(asked: Asked, generation: int) -> float:
+    """A loss that later documents make larger, and that weighs other pairs in every generation."""
+    weights = np.random.default_rng(generation).uniform(0.5, 1.5, len(asked.factors.values))
+    return generation + float(weights @ np.abs(np.log(asked.factors.values) - 0.17 * np.arange(len(weights))))
+
+
+def by_generation(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
+    return [[trial for trial in trials if trial.user_attrs[GENERATION] == number] for number in range(5)]
+
+
+def test_with_fresh_documents_each_generation_begins_with_the_best_of_the_one_before(space: SearchSpace) -> None:
+    generations = by_generation([trial for _, trial in run_on_panels(space)])
+    assert [len(generation) for generation in generations] == [12] + [6 + 6] * 4
+    for earlier, later in pairwise(generations):
+        best = sorted(earlier, key=lambda trial: trial.values[0])[:6]
+        assert [trial.params for trial in later[:6]] == [trial.params for trial in best]
+        assert [trial.user_attrs["parents"] for trial in later[:6]] == [[trial.number] for trial in best]
+        assert {trial.user_attrs["operator"] for trial in later[:6]} == {"re-measured"}
+        assert {trial.user_attrs["operator"] for trial in later[6:9]} == {"mutation"}
+
+
+def test_with_fresh_documents_parents_come_from_the_generation_before_alone(space: SearchSpace) -> None:
+    trials = [trial for _, trial in run_on_panels(space)]
+    for earlier, later in pairwise(by_generation(trials)):
+        best = {trial.number for trial in sorted(earlier, key=lambda trial: trial.values[0])[:6]}
+        assert {parent for trial in later for parent in trial.user_attrs["parents"]} <= best
+    bred = [space.from_params(trial.params) for trial in trials if trial.user_attrs["operator"] != "re-measured"]
+    assert len(set(bred)) == len(bred) == NUM_TRIALS  # what is bred is new, to generations long ago too
+
+
+def test_with_fresh_documents_state_needs_the_trials_alone(space: SearchSpace) -> None:
+    fails = lambda number: number % 5 == 2  # noqa: E731
+    steps = run_on_panels(space, fails=fails)
+    for known, trial in steps:
+        proposal = LongRoPE2Sampler(space, SMALL, seed=0, remeasures_parents=True).propose(known)
+        assert (proposal.params, proposal.origin) == (
+            trial.params,
+            {key: trial.user_attrs[key] for key in proposal.origin},
+        )
+    backwards = run_on_panels(space, fails=fails, order=lambda size: range(size)[::-1])
+    assert candidates([trial for _, trial in backwards]) == [(trial.params, {**trial.user_attrs}) for _, trial in steps]
+
+
+def test_with_fresh_documents_mutants_take_the_places_of_parents_that_are_missing(space: SearchSpace) -> None:
+    # Two of the first population survive, so that four of the six places are free
+    generations = by_generation([trial for _, trial in run_on_panels(space, fails=lambda number: 2 <= number < 12)])
+    operators = [trial.user_attrs["operator"] for trial in generations[1]]
+    assert operators[:9] == ["re-measured"] * 2 + ["mutation"] * 7
+    assert len({space.from_params(trial.params) for trial in generations[1]}) == 12

@@ -11,8 +11,19 @@ from transformers import PreTrainedTokenizerFast
 from results.measurement import candidate_key
 from rope.linear import linear_factors
 from rope.methods import METHODS
-from search.config import DocumentsConfig, FormulasConfig, SearchConfig, SpaceConfig
-from search.preparation import batches_of, build_run_documents, formula_factors, longrope2_space
+from search.config import SearchConfig
+from search.monotone_space import MonotoneSpace
+from search.panels import by_depth
+from search.preparation import (
+    build_run_documents,
+    check_budget,
+    formula_factors,
+    longrope2_space,
+    make_sampler,
+    panels_of,
+    warmer,
+)
+from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig, SpaceConfig
 from workers.geometry import RopeGeometry
 from workers.model import ModelDescription
 
@@ -43,8 +54,8 @@ def llama3(tokenizer: PreTrainedTokenizerFast) -> ModelDescription:
 
 def make_config(**changes: Any) -> SearchConfig:
     base: dict[str, Any] = {"model": "folder", "corpus": "distractors", "target_length": TARGET}
-    counts = DocumentsConfig(num_search=4, num_heldout=3, num_original=2)
-    return SearchConfig(**base | {"documents": counts} | changes)
+    counts = DocumentsConfig(num_search=4, num_validation=5, num_heldout=3, num_original=2)
+    return SearchConfig(**base | {"algorithm": "longrope2", "documents": counts} | changes)
 
 
 def test_llama3_from_8k_to_128k_has_the_papers_space(llama3: ModelDescription) -> None:
@@ -79,18 +90,38 @@ def test_the_users_critical_dimensions_and_bounds_are_kept(llama3: ModelDescript
 
 def test_documents_have_the_lengths_numbers_and_splits_that_were_asked_for(small: ModelDescription) -> None:
     documents = build_run_documents(make_config(), small)
-    shapes = [[(document.length, document.split) for document in part] for part in documents]
-    assert shapes == [[(TARGET, "search")] * 4, [(TARGET, "heldout")] * 3, [(ORIGINAL, "heldout")] * 2]
-    assert documents.all == [*documents.search, *documents.heldout, *documents.original]
-    assert len({document.id for document in documents.all}) == 9
+    shapes = {
+        name: [(document.length, document.split) for document in part] for name, part in documents._asdict().items()
+    }
+    assert shapes == {
+        "search": [(TARGET, "search")] * 4,
+        "short": [],
+        "validation": [(TARGET, "validation")] * 5,
+        "heldout": [(TARGET, "heldout")] * 3,
+        "original": [(ORIGINAL, "heldout")] * 2,
+        "own_window": [],
+    }
+    assert len({document.id for document in documents.all}) == 14
+
+
+def test_two_objectives_and_several_needles_have_documents_of_their_own(small: ModelDescription) -> None:
+    counts = DocumentsConfig(num_search=4, num_validation=5, num_heldout=3, num_original=2, num_short=3, num_needles=2)
+    config = make_config(documents=counts, objectives="long,short")
+    documents = build_run_documents(config, small)
+    assert [(document.length, document.split) for document in documents.short] == [(ORIGINAL, "search")] * 3
+    assert {document.length for document in documents.own_window} == {ORIGINAL}
+    assert {len(document.needles) for document in [*documents.search, *documents.own_window]} == {2}
+    assert {len(document.needles) for document in [*documents.validation, *documents.heldout]} == {1}
+    panels = panels_of(config, documents)
+    assert panels.of(0) == by_depth(documents.search) + tuple(document.id for document in documents.short)
 
 
 def test_no_two_documents_of_a_run_share_a_needle(small: ModelDescription) -> None:
     # So many that a key of the 10,080 would repeat if the three parts were drawn apart
-    config = make_config(documents=DocumentsConfig(num_search=80, num_heldout=80, num_original=80))
+    config = make_config(documents=DocumentsConfig(num_search=80, num_validation=80, num_heldout=80, num_original=80))
     documents = build_run_documents(config, small)
-    assert len({document.needle.key for document in documents.all}) == 240
-    assert len({document.needle.value for document in documents.all}) == 240
+    assert len({document.needle.key for document in documents.all}) == 320
+    assert len({document.needle.value for document in documents.all}) == 320
 
 
 def test_documents_follow_from_the_seed(small: ModelDescription) -> None:
@@ -107,14 +138,6 @@ def test_a_target_that_is_not_above_the_window_is_refused(small: ModelDescriptio
     )
     with pytest.raises(ValueError, match=message):
         build_run_documents(make_config(target_length=target_length), small)
-
-
-def test_batches_hold_every_document_once_in_order(small: ModelDescription) -> None:
-    documents = build_run_documents(make_config(), small).search
-    ids = [document.id for document in documents]
-    assert batches_of(documents, 3) == [tuple(ids[:3]), tuple(ids[3:])]
-    assert batches_of(documents, 1) == [(name,) for name in ids]
-    assert batches_of(documents, 10) == [tuple(ids)]
 
 
 def test_every_formula_comes_at_every_temperature_and_each_candidate_once(llama3: ModelDescription) -> None:
@@ -167,3 +190,59 @@ def test_formulas_without_a_temperature_are_refused(llama3: ModelDescription, te
             ),
             llama3,
         )
+
+
+def test_the_best_formula_is_tried_warmer_than_yarn(llama3: ModelDescription) -> None:
+    best = linear_factors(128, 5e5, original_length=8192, target_length=131_072)
+    excess = 0.1 * math.log(16)
+    assert [entry.attention_temperature for entry in warmer(best)] == pytest.approx(
+        [1 + 1.5 * excess, 1 + 2 * excess, 1 + 2.5 * excess], rel=1e-14
+    )
+    assert {entry.values for entry in warmer(best)} == {best.values}
+
+
+def test_a_budget_below_what_the_formulas_need_is_refused() -> None:
+    counts = DocumentsConfig(num_search=4)
+    check_budget(make_config(documents=counts, budget=13 * 4 + 1), 10)
+    message = r"^--budget must be above the 52 forwards of 13 formulas on 4 documents each, got 52\. Raise it, or name "
+    with pytest.raises(ValueError, match=message):
+        check_budget(make_config(documents=counts, budget=52), 10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "num_dims"),
+    [({}, 65), ({"knots": 10}, 11), ({"free": "critical"}, 64 - 35 + 1), ({"free_temperature": False}, 64)],
+)
+def test_the_user_says_what_is_free(llama3: ModelDescription, setting: dict[str, Any], num_dims: int) -> None:
+    config = make_config(algorithm="cmaes", target_length=131_072, monotone=MonotoneConfig(**setting))
+    best = linear_factors(128, 5e5, original_length=8192, target_length=131_072).with_temperature(1.2)
+    space = make_sampler(config, llama3, best).space
+    assert isinstance(space, MonotoneSpace)
+    assert space.num_dims == num_dims
+    assert space.high == 64.0
+
+
+@pytest.mark.parametrize(
+    ("start", "method", "temperature"),
+    [("best", "linear", 1.3), ("yarn", "yarn", 0.1 * math.log(16) + 1), ("ntk", "ntk-critical", 1.3)],
+)
+def test_the_user_says_where_the_search_starts(
+    llama3: ModelDescription, start: str, method: str, temperature: float
+) -> None:
+    config = make_config(
+        algorithm="tpe",
+        target_length=131_072,
+        monotone=MonotoneConfig(start=start),  # type: ignore[arg-type]
+    )
+    best = linear_factors(128, 5e5, original_length=8192, target_length=131_072).with_temperature(1.3)
+    sampler = make_sampler(config, llama3, best)
+    first = sampler.space.candidate(sampler.propose([]).params, method="first")
+    expected = METHODS[method](128, 5e5, original_length=8192, target_length=131_072)
+    np.testing.assert_allclose(first.values, expected.values, rtol=1e-4)  # coordinates have six digits
+    assert first.attention_temperature == pytest.approx(temperature, abs=1e-6)
+
+
+def test_a_spline_with_more_knots_than_pairs_is_refused(small: ModelDescription) -> None:
+    best = linear_factors(32, 1e4, original_length=ORIGINAL, target_length=TARGET)
+    with pytest.raises(ValueError, match=r"^monotone\.knots must be at most the model's 16 frequency pairs, got 17"):
+        make_sampler(make_config(algorithm="gradient", monotone=MonotoneConfig(knots=17)), small, best)

@@ -1,0 +1,36 @@
+"""What a run says at its end: the tables, who won, and why."""
+
+import math
+
+from rich.console import Console
+
+from results.summary import Summary, best_formula
+from results.table import front_table, results_table
+
+
+def show(summary: Summary, console: Console) -> None:
+    """Print what a run found, its directory last."""
+    if summary.front:
+        console.print(front_table(summary))
+    console.print(results_table(summary))
+    console.print(verdict(summary), highlight=False)
+    console.print(summary.run_directory, highlight=False, soft_wrap=True)
+
+
+def verdict(summary: Summary) -> str:
+    """Return who won and why, in sentences."""
+    both = bool(summary.front)
+    formula = best_formula(summary.methods, both_lengths=both)
+    loss = "held-out needle loss (nats) at both lengths" if both else "held-out needle loss (nats)"
+    winner = summary.winning_result
+    gap = "" if math.isnan(winner.gap) else f" It loses {winner.gap:+.3f} nats more there than on search documents."
+    if winner.kind == "formula":
+        return (
+            f"The formula {formula.name} at temperature {formula.attention_temperature:.4f} wins: the candidate that "
+            f"was picked has no lower {loss}.{gap}"
+        )
+    picked = "the knee of the front" if both else "picked by the validation documents"
+    return (
+        f"{summary.winner}, {picked}: {loss} {summary.gain:.1%} below the best formula's, {formula.name} at "
+        f"temperature {formula.attention_temperature:.4f}.{gap}"
+    )
