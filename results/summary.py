@@ -90,6 +90,8 @@ class Summary:
     """The one seed."""
     num_document_forwards: int
     """Documents that went through the model, all splits together."""
+    num_search_forwards: int
+    """Forwards of the search's documents, those of the formulas among them, a gradient counted as three."""
     seconds: float
     """Wall time of the run."""
     run_directory: str

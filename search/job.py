@@ -124,7 +124,7 @@ def run_search(config: SearchConfig) -> Summary:
             with progress:
                 ledger = _ledger(config, prepared, opened, study, progress)
                 judged = _search_and_judge(config, prepared, ledger)
-            summary = _summary(config, prepared, judged, progress)
+            summary = _summary(config, prepared, judged, ledger)
             provenance = _provenance(config, run, started, opened.scorer.accelerators)
             _write(run, config, prepared.model, judged.winner, provenance)
             run.write_text(SUMMARY, summary.to_json())
@@ -331,19 +331,15 @@ def _plan(config: SearchConfig, prepared: _Prepared) -> Plan:
     )
 
 
-def _summary(
-    config: SearchConfig,
-    prepared: _Prepared,
-    judged: Judged,
-    progress: SearchProgress,
-) -> Summary:
+def _summary(config: SearchConfig, prepared: _Prepared, judged: Judged, ledger: Ledger) -> Summary:
     return Summary(
         model=config.model,
         original_length=prepared.model.geometry.original_length,
         target_length=config.target_length,
         seed=config.seed,
-        num_document_forwards=progress.num_documents,
-        seconds=round(progress.seconds, 3),
+        num_document_forwards=ledger.progress.num_documents,
+        num_search_forwards=ledger.spent,
+        seconds=round(ledger.progress.seconds, 3),
         run_directory=str(prepared.path),
         methods=tuple(result for _, result in judged.results),
         front=judged.front,

@@ -24,13 +24,14 @@ def verdict(summary: Summary) -> str:
     loss = "held-out needle loss (nats) at both lengths" if both else "held-out needle loss (nats)"
     winner = summary.winning_result
     gap = "" if math.isnan(winner.gap) else f" It loses {winner.gap:+.3f} nats more there than on search documents."
+    spent = f" The search took {summary.num_search_forwards} document forwards."
     if winner.kind == "formula":
-        return (
-            f"The formula {formula.name} at temperature {formula.attention_temperature:.4f} wins: the candidate that "
-            f"was picked has no lower {loss}.{gap}"
+        why = (
+            "it is the knee of the front" if winner.is_picked else f"the candidate that was picked has no lower {loss}"
         )
+        return f"The formula {winner.name} at temperature {winner.attention_temperature:.4f} wins: {why}.{gap}{spent}"
     picked = "the knee of the front" if both else "picked by the validation documents"
     return (
         f"{summary.winner}, {picked}: {loss} {summary.gain:.1%} below the best formula's, {formula.name} at "
-        f"temperature {formula.attention_temperature:.4f}.{gap}"
+        f"temperature {formula.attention_temperature:.4f}.{gap}{spent}"
     )

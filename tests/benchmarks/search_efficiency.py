@@ -43,7 +43,7 @@ from search.progress import Plan, SearchProgress
 from search.samplers.cmaes import CmaesConfig
 from search.samplers.longrope2 import EvolutionConfig
 from search.samplers.named import NamedConfig
-from search.sections import DocumentsConfig, FormulasConfig
+from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig
 from search.study import Trials, open_storage, open_study
 from workers.local import LocalScorer
 from workers.model import ModelDescription, describe_model, load_model
@@ -53,6 +53,7 @@ REFERENCE = Path("workers/reference")
 NUM_HELDOUT = 160
 ORIGINAL_LENGTH = 256
 PAPER = "longrope2 (paper)"
+DEFAULT = "gradient (default)"
 PAPER_FORWARDS = 14_080
 OTHER_FORWARDS = 1_408
 """Budget of the baselines: a tenth of the paper's."""
@@ -60,15 +61,20 @@ CHECKPOINTS = [round(100 * 2 ** (step / 2)) for step in range(15)]
 """Forwards after which the pick is asked for; the end of a run is always one."""
 
 FIXED = DocumentsConfig(num_search=32)
+PUBLISHED: Mapping[str, Any] = {
+    "algorithm": "longrope2",
+    "evolution": EvolutionConfig(population_size=128, num_generations=40),
+    "documents": DocumentsConfig(num_search=10),
+    "schedule": "generational",
+}
+"""The paper's evolution with the published code's 128 + 40 x 32 candidates on 10 documents."""
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    PAPER: {
-        "algorithm": "longrope2",
-        "evolution": EvolutionConfig(population_size=128, num_generations=40),
-        "documents": DocumentsConfig(num_search=10),
-        "racing": "none",
-        "schedule": "generational",
-    },
-    "gradient (default)": {},
+    PAPER: {**PUBLISHED, "racing": "none"},
+    "longrope2 (paper), race": {**PUBLISHED, "racing": "wilcoxon"},
+    DEFAULT: {},
+    "gradient, critical dimension up": {"monotone": MonotoneConfig(free="critical")},
+    "gradient, fixed temperature": {"monotone": MonotoneConfig(free_temperature=False)},
+    "gradient, spline of 12 knots": {"monotone": MonotoneConfig(knots=12)},
     "cmaes": {"algorithm": "cmaes", "cmaes": CmaesConfig(num_generations=200), "racing": "wilcoxon"},
     "cmaes, no race": {"algorithm": "cmaes", "cmaes": CmaesConfig(num_generations=200), "racing": "none"},
     "tpe": {"algorithm": "tpe", "optuna": NamedConfig(num_candidates=2000), "documents": FIXED, "racing": "wilcoxon"},
@@ -90,9 +96,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "documents": FIXED,
         "racing": "none",
     },
-    "longrope2": {"algorithm": "longrope2", "documents": FIXED, "racing": "wilcoxon"},
-    "longrope2, no race": {"algorithm": "longrope2", "documents": FIXED, "racing": "none"},
 }
+"""What each algorithm is run with; all else is the product's default."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,9 @@ class Run:
 
 def planned(seeds: int) -> list[Run]:
     """Return all runs: the paper's evolution and the default first."""
-    first = [Run(method, 4, seed) for method in (PAPER, "gradient (default)") for seed in range(max(5, seeds))]
-    far = [Run(method, 8, seed) for method in (PAPER, "gradient (default)") for seed in range(max(3, seeds - 2))]
-    others = [Run(method, 4, seed) for seed in range(3) for method in METHODS if Run(method, 4, seed) not in first]
+    first = [Run(method, 4, seed) for method in (PAPER, DEFAULT) for seed in range(max(5, seeds))]
+    far = [Run(method, 8, seed) for method in (PAPER, DEFAULT) for seed in range(max(3, seeds - 2))]
+    others = [Run(method, 4, seed) for seed in range(3) for method in METHODS if method not in (PAPER, DEFAULT)]
     return first + far + others
 
 
@@ -326,12 +331,12 @@ def draw(curves: Mapping[tuple[str, int], Sequence[Sequence[tuple[int, float]]]]
             if (method, scale) not in curves:
                 continue
             grid, middle, low, high = median_curve(curves[method, scale])
-            style = "--" if "no race" in method else "-"
-            width = 2.4 if method in (PAPER, "gradient (default)") else 1.2
+            style = "--" if "no race" in method or method == PAPER else "-"
+            width = 2.4 if method in (PAPER, DEFAULT) else 1.2
             (line,) = panel.plot(
                 grid, middle, style, linewidth=width, label=method, color=f"C{number}", drawstyle="steps-post"
             )
-            if method in (PAPER, "gradient (default)"):
+            if method in (PAPER, DEFAULT):
                 panel.fill_between(grid, low, high, alpha=0.15, color=line.get_color(), step="post")
         panel.set(
             xscale="log",

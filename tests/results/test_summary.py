@@ -56,6 +56,7 @@ def summary(*methods: MethodResult, front: tuple[ParetoPoint, ...] = ()) -> Summ
         target_length=1024,
         seed=3,
         num_document_forwards=1200,
+        num_search_forwards=900,
         seconds=61.5,
         run_directory="runs/one",
         methods=methods,

@@ -31,6 +31,7 @@ SUMMARY = Summary(
     target_length=1024,
     seed=0,
     num_document_forwards=100,
+    num_search_forwards=60,
     seconds=1.0,
     run_directory="runs/one",
     methods=(

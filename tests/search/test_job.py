@@ -98,6 +98,7 @@ def test_every_measurement_is_stored_and_counted(finished: Path) -> None:
     summary = Summary.from_json((finished / "summary.json").read_text())
     measurements = read_measurements(finished)
     assert len(measurements) == summary.num_document_forwards
+    assert (measurements["split"] == "search").sum() == summary.num_search_forwards
     assert not measurements.duplicated(["candidate", "document"]).any()
     assert measurements["failure"].isna().all()
 
@@ -187,6 +188,7 @@ def test_an_interrupted_run_is_taken_up_and_ends_as_an_undisturbed_one(
     one, two = (Summary.from_json((path / "summary.json").read_text()) for path in (finished, interrupted))
     assert two.methods == one.methods
     assert two.num_document_forwards == one.num_document_forwards
+    assert two.num_search_forwards == one.num_search_forwards
     after = read_measurements(interrupted)
     assert not after.duplicated(["candidate", "document"]).any()
     assert after.head(len(before)).equals(before)
