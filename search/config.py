@@ -80,7 +80,7 @@ class SearchConfig:
     objectives: str = "long"
     """long, or long,short: also what the factors cost at the original length, for engines that cannot switch."""
     aggregate: Aggregate = "mean"
-    """How documents' losses become one: the paper's mean, or capped at the loss of guessing a digit."""
+    """How documents' losses become one: the paper's mean, or capped at the loss of guessing the needle's value."""
     racing: Literal["auto", "wilcoxon", "none"] = "auto"
     """Drop candidates that their first documents show to be worse than another; auto: where that can be shown."""
     race: Racing = field(default_factory=Racing)
@@ -177,12 +177,13 @@ class SearchConfig:
     def races(self) -> bool:
         """Whether candidates are raced."""
         if self.racing == "auto":
-            return self.objectives == "long" and self._num_raced_documents >= FEWEST_DOCUMENTS
+            most = max(self._num_raced_documents, self.documents.num_validation)
+            return self.objectives == "long" and most >= FEWEST_DOCUMENTS
         return self.racing == "wilcoxon"
 
     @property
     def _num_raced_documents(self) -> int:
-        return max(self.num_per_candidate, self.num_formula_documents, self.documents.num_validation)
+        return max(self.num_per_candidate, self.num_formula_documents)
 
     def _check_algorithm(self) -> None:
         owners: dict[str, tuple[object, tuple[str, ...]]] = {
@@ -256,8 +257,9 @@ class SearchConfig:
             return
         if self._num_raced_documents < FEWEST_DOCUMENTS:
             raise ValueError(
-                f"--racing wilcoxon must have at least {FEWEST_DOCUMENTS} documents, got {self._num_raced_documents}: "
-                "fewer cannot show that a candidate is worse. Give more with documents.num_search, or --racing none."
+                f"--racing wilcoxon must have at least {FEWEST_DOCUMENTS} search documents, got "
+                f"{self._num_raced_documents}: fewer cannot show that a candidate is worse. Give more with "
+                "documents.num_search, or --racing none."
             )
         if len(self.objective_names) > 1:
             raise ValueError(

@@ -26,9 +26,10 @@ from results.summary import Summary
 from results.urls import without_password
 from rope.factors import RescaleFactors
 from search.config import FINGERPRINT, MAY_CHANGE, SearchConfig, resolved_config
-from search.evolution import Ledger, Scored, evolve, measure_formulas, ranked
+from search.evolution import best_formula_of, evolve, measure_formulas
 from search.journal import mend_journal
 from search.judging import Judged, Splits, judge, measure_picks
+from search.ledger import Ledger, Scored, ranked
 from search.objectives import Objectives
 from search.own_window import check_own_window
 from search.panels import Panels
@@ -249,7 +250,10 @@ def _ledger(
         progress=progress,
         panels=prepared.panels,
         objectives=Objectives(
-            names=config.objective_names, aggregate=config.aggregate, original=frozenset(prepared.panels.always)
+            names=config.objective_names,
+            aggregate=config.aggregate,
+            original=frozenset(prepared.panels.always),
+            num_needles=config.documents.num_needles,
         ),
         racing=config.race if config.races else None,
         measurements=recovered,
@@ -263,8 +267,8 @@ def _search_and_judge(config: SearchConfig, prepared: _Prepared, ledger: Ledger)
     panels = ledger.panels
     documents = panels.documents[: config.num_formula_documents] + panels.always
     formulas = measure_formulas(ledger, prepared.formulas, documents)
-    formulas += measure_formulas(ledger, _new(warmer(ranked(formulas)[0].factors), formulas), documents)
-    sampler = make_sampler(config, prepared.model, ranked(formulas)[0].factors)
+    formulas += measure_formulas(ledger, _new(warmer(best_formula_of(ledger, formulas)), formulas), documents)
+    sampler = make_sampler(config, prepared.model, best_formula_of(ledger, formulas))
     ledger.progress.phase("searching")
     found = evolve(ledger, sampler, schedule=config.schedule, budget=config.budget)
     # where generations have documents of their own, losses of two of them cannot be compared
@@ -273,8 +277,12 @@ def _search_and_judge(config: SearchConfig, prepared: _Prepared, ledger: Ledger)
     searched = measure_picks(ledger, _new(picks, formulas)[: config.num_finalists], documents)
     if searched:  # so that the comparison is fair where the search found a temperature of its own
         others = formula_factors(config, prepared.model, temperature=searched[0].factors.attention_temperature)
-        formulas += measure_formulas(ledger, _new(others, formulas), documents)
+        able = {entry.factors.method for entry in ranked(formulas)}
+        rivals = [factors for factors in _new(others, formulas) if factors.method in able]
+        # without a race, in which the searched ones would lead: what is not whole is not shown beside them
+        formulas += measure_formulas(ledger, rivals, documents, races=False)
     splits = Splits(
+        search=panels.documents[: config.num_formula_documents],
         validation=_ids(prepared.documents.validation),
         heldout=_ids(prepared.documents.heldout),
         original=_ids(prepared.documents.original),
@@ -283,7 +291,7 @@ def _search_and_judge(config: SearchConfig, prepared: _Prepared, ledger: Ledger)
         ledger,
         formulas=formulas,
         searched=searched,
-        tried=tried,
+        tried=tried if panels.of(0) == documents else [],
         num_finalists=config.num_finalists,
         splits=splits,
     )

@@ -8,14 +8,16 @@ from typing import NamedTuple
 from results.measurement import candidate_key
 from results.summary import MethodResult, ParetoPoint, best_result
 from rope.factors import RescaleFactors
-from search.evolution import Entry, Ledger, Scored, ranked
+from search.ledger import Entry, Ledger, Scored, ranked
 from search.objectives import knee, pareto_front, perplexities
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Ids of the documents by which candidates are judged; no search saw them."""
+    """Ids of the documents by which candidates are judged; but for the first, no search saw them."""
 
+    search: tuple[str, ...]
+    """Those of the target length that formulas and finalists were measured on."""
     validation: tuple[str, ...]
     """They choose among the finalists."""
     heldout: tuple[str, ...]
@@ -82,14 +84,18 @@ def judge(
     ledger.progress.phase("choosing among the finalists")
     front, knee_key = _front([*formulas, *searched, *tried]) if len(ledger.objectives.names) > 1 else ((), None)
     finalists = {candidate_key(entry.factors): entry for entry in searched}
-    finalists |= {key: entry for entry in tried if (key := candidate_key(entry.factors)) == knee_key}
     rivals = {candidate_key(entry.factors): entry for entry in ranked(formulas)[:num_finalists]}
-    rivals |= {key: entry for entry in formulas if (key := candidate_key(entry.factors)) == knee_key}
+    knees = {candidate_key(entry.factors): entry for entry in [*tried, *formulas]}  # a search may begin at a formula
+    if knee_key is not None and knee_key not in finalists:
+        (rivals if knees[knee_key] in formulas else finalists)[knee_key] = knees[knee_key]
     raced = ledger.race([entry.factors for entry in (rivals | finalists).values()], splits.validation)
     chosen = knee_key if knee_key is not None else _chosen(raced, set(finalists))
     ledger.progress.phase("judging on held-out documents")
     shown = _best_temperatures(formulas) | rivals | finalists
     candidates = [entry.factors for entry in shown.values()]
+    # by the same mean as below, whatever aggregate the search went by
+    search = ledger.perplexities([entry.factors for entry in ranked(shown.values())], splits.search)
+    validation = ledger.perplexities([entry.factors for entry in ranked(raced.values())], splits.validation)
     heldout = ledger.perplexities(candidates, splits.heldout)
     original = ledger.perplexities(candidates, splits.original)
     results = [
@@ -100,8 +106,8 @@ def judge(
                 kind="searched" if key in finalists else "formula",
                 critical_dim=entry.factors.critical_dim,
                 attention_temperature=entry.factors.attention_temperature,
-                search_perplexity=math.nan if entry.is_dropped else entry.perplexity,
-                validation_perplexity=raced[key].perplexity if key in raced and not raced[key].is_dropped else math.nan,
+                search_perplexity=search.get(key, math.nan),
+                validation_perplexity=validation.get(key, math.nan),
                 heldout_perplexity=heldout[key],
                 original_perplexity=original[key],
                 is_picked=key == chosen,

@@ -1,17 +1,16 @@
 """Objectives: from measurements to the numbers that a candidate is chosen by."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from needles.needle import FIRST_VALUE, LAST_VALUE
 from results.measurement import Measurement, mean_loss
 
-GUESS = math.log(10)
-"""Loss of guessing a digit, nats: about what a needle costs of which the model knows nothing."""
 OBJECTIVES = ("long", "short")
 """Names of the objectives: the target length, and what is lost at the original one."""
 
@@ -19,7 +18,11 @@ Aggregate = Literal["mean", "capped"]
 """The paper's mean over documents, or the mean of losses that count as no more than a guess."""
 
 
-def capped_loss(measurements: Sequence[Measurement]) -> float:
+GUESS = math.log(LAST_VALUE - FIRST_VALUE + 1)
+"""What a needle's value costs of which the model knows only that it has seven digits, nats."""
+
+
+def capped_loss(measurements: Sequence[Measurement], *, num_needles: int = 1) -> float:
     """Return the mean over documents of each document's loss, or that of guessing where it is larger.
 
     Heavy tails come from needles that are lost. How far beyond a guess the loss of such a needle lies says how sure
@@ -27,17 +30,22 @@ def capped_loss(measurements: Sequence[Measurement]) -> float:
 
     Args:
         measurements: One candidate's, one per document.
+        num_needles: Values that each document asks for.
 
     Returns:
         Nats per token; NaN if any document failed.
     """
-    losses = [mean_loss([measurement]) for measurement in measurements]
-    return (
-        math.nan if any(math.isnan(loss) for loss in losses) else math.fsum(min(x, GUESS) for x in losses) / len(losses)
-    )
+    losses = [mean_loss([entry]) for entry in measurements]
+    if any(math.isnan(loss) for loss in losses):
+        return math.nan
+    capped = (min(loss, _guess(entry, num_needles)) for loss, entry in zip(losses, measurements, strict=True))
+    return math.fsum(capped) / len(losses)
 
 
-AGGREGATES: Mapping[Aggregate, Callable[[Sequence[Measurement]], float]] = {"mean": mean_loss, "capped": capped_loss}
+def _guess(measurement: Measurement, num_needles: int) -> float:
+    return GUESS * num_needles / measurement.num_tokens
+
+
 Losses: TypeAlias = tuple[float, ...]
 """One loss per objective, nats per token."""
 
@@ -55,6 +63,8 @@ class Objectives:
     """Ids of the documents of the original length; none without the objective `short`."""
     unscaled: float = 0.0
     """The unscaled model's loss on them, nats per token."""
+    num_needles: int = 1
+    """Values that each document of the target length asks for; one of the original length asks for one."""
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -70,7 +80,7 @@ class Objectives:
         Raises:
             ValueError: It could not be measured there.
         """
-        unscaled = AGGREGATES[self.aggregate](measurements)
+        unscaled = self._whole(measurements, 1)
         if math.isnan(unscaled):
             reason = next(entry.failure for entry in measurements if entry.failure is not None)
             raise ValueError(
@@ -86,10 +96,9 @@ class Objectives:
             measurements: All of the candidate's. Where none is of the original length, as on validation documents,
                 there is no loss of it.
         """
-        aggregate = AGGREGATES[self.aggregate]
-        long = aggregate([entry for entry in measurements if entry.document not in self.original])
+        long = self._whole([entry for entry in measurements if entry.document not in self.original], self.num_needles)
         short = [entry for entry in measurements if entry.document in self.original]
-        return (long, aggregate(short) - self.unscaled) if short else (long,)
+        return (long, self._whole(short, 1) - self.unscaled) if short else (long,)
 
     def gradient(self, measurements: Sequence[Measurement]) -> list[float] | None:
         """Return the gradient of the sum of a candidate's losses; None where it was not measured with one.
@@ -109,8 +118,14 @@ class Objectives:
         gradient: list[float] = np.sum(means, axis=0).tolist()
         return gradient
 
+    def _whole(self, measurements: Sequence[Measurement], num_needles: int) -> float:
+        if self.aggregate == "capped":
+            return capped_loss(measurements, num_needles=num_needles)
+        return mean_loss(measurements)
+
     def _slope(self, measurement: Measurement) -> npt.NDArray[np.float64]:
-        is_flat = self.aggregate == "capped" and mean_loss([measurement]) >= GUESS
+        num_needles = 1 if measurement.document in self.original else self.num_needles
+        is_flat = self.aggregate == "capped" and mean_loss([measurement]) >= _guess(measurement, num_needles)
         return np.array(measurement.gradient) * (not is_flat)
 
 

@@ -25,7 +25,8 @@ class Racing:
     """
 
     p_value: float = 0.1
-    """Chance under which two equal candidates would look so different."""
+    """Under what p-value of one look a candidate is dropped. Over all looks about a third of those are that are no
+    worse than the best, which costs nothing; the best itself is kept in 93 to 95 of 100 races of equals."""
     first_look: int = 4
     """Documents before the first decision."""
 

@@ -31,7 +31,7 @@ class DocumentsConfig:
     num_original: int = 10
     """Held-out documents of the original length."""
     num_needles: int = 1
-    """Needles in each document, and questions at its end."""
+    """Needles in each search document, and questions at its end; the other documents have one."""
     batch_size: int = 1
     """Documents in one forward."""
 

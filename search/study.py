@@ -25,7 +25,7 @@ from rope.factors import RescaleFactors
 from search.journal import JOURNAL
 from search.objectives import Losses
 from search.relational import OneWriterStorage
-from search.samplers.joint import GENERATION, GRADIENT, METHOD, JointSampler
+from search.samplers.joint import GENERATION, GRADIENT, METHOD, NUM_FINISHED, JointSampler
 from search.space import lambda_name
 
 logger = logging.getLogger(__name__)
@@ -238,6 +238,7 @@ class Trials:
         notes: dict[str, object] = {"perplexity_by_depth": dict(sorted(by_depth.items()))}
         if verdict.gradient is not None:
             notes[GRADIENT] = verdict.gradient
+            notes[NUM_FINISHED] = sum(trial.state.is_finished() for trial in self._trials)
         if verdict.is_dropped:
             notes["dropped"] = f"after {len(measurements)} of {verdict.num_documents} documents; the value is estimated"
         state = TrialState.PRUNED if verdict.is_dropped else TrialState.COMPLETE

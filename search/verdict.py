@@ -26,9 +26,11 @@ def verdict(summary: Summary) -> str:
     gap = "" if math.isnan(winner.gap) else f" It loses {winner.gap:+.3f} nats more there than on search documents."
     spent = f" The search took {summary.num_search_forwards} document forwards."
     if winner.kind == "formula":
-        why = (
-            "it is the knee of the front" if winner.is_picked else f"the candidate that was picked has no lower {loss}"
-        )
+        why = "no searched candidate could be measured"
+        if winner.is_picked:
+            why = "it is the knee of the front"
+        elif any(result.is_picked for result in summary.methods):
+            why = f"the candidate that was picked has no lower {loss}"
         return f"The formula {winner.name} at temperature {winner.attention_temperature:.4f} wins: {why}.{gap}{spent}"
     picked = "the knee of the front" if both else "picked by the validation documents"
     return (

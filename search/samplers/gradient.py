@@ -16,6 +16,8 @@ SMALLEST_COORDINATE = 0.01
 """A coordinate of 0 would stay there: a loss has no slope by what is squared."""
 LAST_RATE = 0.05
 """Share of the learning rate that the last step has."""
+MOST_FAILURES = 3
+"""Steps that may fail before the first that does not: memory that is too short for one is so for all."""
 LARGEST_GRADIENT = 1.0
 """Norm to which gradients are cut: one document whose needle is about to be lost must not throw the search off."""
 
@@ -73,8 +75,18 @@ class GradientSampler(JointSampler):
         return [1] * self._config.num_steps
 
     def propose(self, earlier: Sequence[FrozenTrial]) -> Proposal:
-        """Return the point to which the gradients that are known lead."""
+        """Return the point to which the gradients that are known lead.
+
+        Raises:
+            ValueError: The first few could not be measured, nor any since.
+        """
         self._follow(earlier)
+        if len(self._points) == 1 and len(self._seen) >= MOST_FAILURES:
+            reason = next(trial.user_attrs["failure"] for trial in earlier if trial.state == TrialState.FAIL)
+            raise ValueError(
+                f"the gradient must be measurable, got {len(self._seen)} failures at the start, the first: {reason}. "
+                "Use --algorithm cmaes, which needs none."
+            )
         params = self.space.params_of(self._points[-1])
         return Proposal(params, len(earlier), "gradient step", (), {NUM_UPDATES: len(self._points) - 1})
 

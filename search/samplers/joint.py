@@ -24,6 +24,8 @@ PARENTS = "parents"
 GRADIENT = "gradient"
 """User attribute of searched trials that were measured with it: the loss's gradient by log lambda of every pair, then
 by the attention temperature; mean over the documents."""
+NUM_FINISHED = "num_finished"
+"""User attribute of trials with a gradient: how many of the study finished before it. Clocks may go back."""
 NUM_UPDATES = "ropewalk:num_updates"
 """System attribute of searched trials of those samplers that learn step by step: the steps before it was asked for."""
 
@@ -156,6 +158,8 @@ def loss_of(trial: FrozenTrial) -> float:
 def finished_places(earlier: Sequence[FrozenTrial]) -> list[int]:
     """Return the places of the trials that are finished, in the order in which they were."""
     finished = [
-        (trial.datetime_complete, place) for place, trial in enumerate(earlier) if trial.datetime_complete is not None
+        (trial.user_attrs.get(NUM_FINISHED, -1), trial.datetime_complete, place)
+        for place, trial in enumerate(earlier)
+        if trial.datetime_complete is not None
     ]
-    return [place for _, place in sorted(finished)]
+    return [place for *_, place in sorted(finished)]

@@ -189,12 +189,17 @@ class LongRoPE2Sampler(JointSampler):
         known = earlier if self._steady else [t for t in earlier if t.user_attrs[GENERATION] < generation]
         if self._num_remeasured:
             known = [trial for trial in known if trial.user_attrs[GENERATION] == generation - 1]
-        complete = [trial for trial in known if trial.state == TrialState.COMPLETE]
+        # what lost a race comes after all that did not: it may still breed, so that a population stays one
+        complete = [trial for trial in known if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         if self._steady and not complete:  # more workers than the first population: breed from what they work on
             return [trial for trial in known if trial.state == TrialState.RUNNING]
-        return sorted(complete, key=lambda trial: (loss_of(trial), trial.number))[: self._config.num_parents]
+        return sorted(complete, key=_rank)[: self._config.num_parents]
 
     def _genome(self, trial: FrozenTrial) -> Genome:
         if trial.number not in self._genomes:
             self._genomes[trial.number] = self.space.from_params(trial.params)
         return self._genomes[trial.number]
+
+
+def _rank(trial: FrozenTrial) -> tuple[bool, float, int]:
+    return trial.state == TrialState.PRUNED, loss_of(trial), trial.number

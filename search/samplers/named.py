@@ -99,9 +99,9 @@ class NamedConfig:
 
     def __post_init__(self) -> None:
         if self.population_size < 4:
-            raise ValueError(f"named.population_size must be at least 4, got {self.population_size}. Raise it.")
+            raise ValueError(f"optuna.population_size must be at least 4, got {self.population_size}. Raise it.")
         if self.num_candidates < 1:
-            raise ValueError(f"named.num_candidates must be at least 1, got {self.num_candidates}. Raise it.")
+            raise ValueError(f"optuna.num_candidates must be at least 1, got {self.num_candidates}. Raise it.")
 
 
 def check_sampler(name: str, num_objectives: int = 1) -> None:

@@ -35,8 +35,9 @@ from results.measurement import candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.config import SearchConfig
-from search.evolution import Ledger, Scored, evolve, measure_formulas, ranked
+from search.evolution import best_formula_of, evolve, measure_formulas
 from search.journal import mend_journal
+from search.ledger import Ledger, Scored, ranked
 from search.objectives import Objectives
 from search.preparation import build_run_documents, formula_factors, make_sampler, panels_of, warmer
 from search.progress import Plan, SearchProgress
@@ -231,9 +232,9 @@ def follow(config: SearchConfig, model: ModelDescription, ledger: Ledger) -> lis
     if not is_paper:
         documents = ledger.panels.documents[: config.num_formula_documents]
         measured = measure_formulas(ledger, formulas, documents)
-        measured += measure_formulas(ledger, warmer(ranked(measured)[0].factors), documents)
-        picks.append((ledger.spent, ranked(measured)[0].factors))
-    start = ranked(measured)[0].factors if measured else formulas[0]
+        measured += measure_formulas(ledger, warmer(best_formula_of(ledger, measured)), documents)
+        picks.append((ledger.spent, best_formula_of(ledger, measured)))
+    start = best_formula_of(ledger, measured) if measured else formulas[0]
     budget = OTHER_FORWARDS if is_bounded else PAPER_FORWARDS
     checkpoints = CHECKPOINTS[::2] if is_bounded else CHECKPOINTS
     for checkpoint in [*(point for point in checkpoints if point < budget), budget]:

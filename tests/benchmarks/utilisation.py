@@ -32,7 +32,8 @@ from needles.needle import Needle
 from results.measurement import Measurement, candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
-from search.evolution import Entry, Ledger, evolve
+from search.evolution import evolve
+from search.ledger import Entry, Ledger
 from search.objectives import Objectives
 from search.panels import Panels
 from search.progress import Plan, SearchProgress

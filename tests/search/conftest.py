@@ -16,7 +16,7 @@ from rich.console import Console
 from results.measurement import Measurement, candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
-from search.evolution import Ledger
+from search.ledger import Ledger
 from search.objectives import Objectives
 from search.panels import Panels
 from search.progress import Plan, SearchProgress

@@ -129,8 +129,8 @@ def test_every_candidate_failing_stops_the_run_and_says_why(
     [
         (["--algorithm=annealing"], "--algorithm must be one of gradient, cmaes, longrope2, tpe, random, "),
         (
-            ["--racing=wilcoxon", "--documents.num-search=1", "--documents.num-validation=1"],
-            "--racing wilcoxon must have at least 5 documents, got 1",
+            ["--racing=wilcoxon", "--documents.num-search=1"],
+            "--racing wilcoxon must have at least 5 search documents, got 1",
         ),
         (["--objectives=long,speed"], "--objectives must be long or long,short"),
         (["--budget=100"], "--budget must be above the "),

@@ -208,8 +208,8 @@ def test_an_algorithm_that_does_not_exist_or_cannot_serve_is_refused_and_the_kno
     ("setting", "message"),
     [
         (
-            {"documents": DocumentsConfig(num_search=1, num_validation=1), "racing": "wilcoxon"},
-            r"^--racing wilcoxon must have at least 5 documents, got 1: fewer cannot show that a candidate is worse\. ",
+            {"documents": DocumentsConfig(num_search=1), "racing": "wilcoxon"},
+            r"^--racing wilcoxon must have at least 5 search documents, got 1: fewer cannot show that ",
         ),
         (
             {"objectives": "long,short", "racing": "wilcoxon", "algorithm": "nsga2"},

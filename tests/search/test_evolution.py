@@ -15,7 +15,8 @@ from results.store import read_measurements
 from rope.factors import RescaleFactors
 from rope.longrope2 import longrope2_factors
 from rope.methods import METHODS
-from search.evolution import GRADIENT_FORWARDS, Entry, Ledger, Scored, evolve, measure_formulas, ranked
+from search.evolution import best_formula_of, evolve, measure_formulas
+from search.ledger import GRADIENT_FORWARDS, Entry, Ledger, Scored, ranked
 from search.monotone_space import MonotoneSpace
 from search.objectives import Objectives
 from search.panels import Panels
@@ -161,7 +162,7 @@ def test_formulas_that_all_fail_stop_the_run_with_the_first_reason(
     ledger = make_ledger(make_scorer(lambda factors, document: math.nan))
     message = r"^at least one formula must be measurable, got 3 failures, the first: cannot read a\. Mend its cause"
     with pytest.raises(ValueError, match=message):
-        measure_formulas(ledger, formulas(space), DOCUMENTS)
+        best_formula_of(ledger, measure_formulas(ledger, formulas(space), DOCUMENTS))
     assert [trial.state for trial in ledger.trials.study.get_trials()] == [TrialState.FAIL] * 3
 
 
@@ -170,7 +171,7 @@ def test_formulas_whose_perplexity_is_beyond_all_numbers_stop_the_run_too(
 ) -> None:
     ledger = make_ledger(make_scorer(lambda factors, document: 1e6))
     with pytest.raises(ValueError, match=r"^at least one formula must be measurable, got 3 failures"):
-        measure_formulas(ledger, formulas(space), DOCUMENTS)
+        best_formula_of(ledger, measure_formulas(ledger, formulas(space), DOCUMENTS))
 
 
 def test_candidates_that_all_fail_end_the_search_with_a_warning(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import optuna
 import pytest
 import torch
 from optuna.storages.journal import JournalFileBackend, JournalStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from rope.factors import RescaleFactors
@@ -207,6 +208,17 @@ def test_a_walk_is_taken_up_from_its_journal(tmp_path: Path, workers: int) -> No
     assert fresh.propose(again.searched(fresh)) == steps[-1].proposal
 
 
+def test_a_clock_that_was_set_back_changes_no_step() -> None:
+    trials, sampler = Trials(optuna.create_study()), make_sampler()
+    for _ in range(3):
+        tell(trials, trials.ask_candidate(sampler), to_hidden)
+    known = trials.searched(sampler)
+    turned = [copy(trial) for trial in known]
+    for trial, other in zip(turned, reversed(known), strict=True):
+        trial.datetime_complete = other.datetime_complete
+    assert make_sampler().propose(turned) == make_sampler().propose(known)
+
+
 def test_a_failed_or_dropped_candidate_makes_no_step() -> None:
     trials, sampler = Trials(optuna.create_study()), make_sampler()
     tell(trials, trials.ask_candidate(sampler), to_hidden)
@@ -300,3 +312,22 @@ def test_a_setting_that_cannot_be_used_is_refused(field: str, value: float, mess
     options = {field: value}
     with pytest.raises(ValueError, match=f"^{message}$"):
         GradientConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_gradient_that_can_never_be_measured_ends_the_search_with_its_reason() -> None:
+    sampler = make_sampler()
+    trials: list[FrozenTrial] = []
+    for number in range(3):
+        proposal = sampler.propose(trials)
+        trials.append(
+            create_trial(
+                state=TrialState.FAIL,
+                params=proposal.params,
+                distributions=sampler.space.distributions(),
+                user_attrs=proposal.origin | {"failure": f"out of memory: {number}"},
+                system_attrs=dict(proposal.system_attrs),
+            )
+        )
+    message = r"^the gradient must be measurable, got 3 failures at the start, the first: out of memory: 0\. Use --alg"
+    with pytest.raises(ValueError, match=message):
+        sampler.propose(trials)

@@ -10,8 +10,9 @@ import pytest
 from results.summary import MethodResult, best_result
 from rope.factors import RescaleFactors
 from rope.methods import METHODS
-from search.evolution import Ledger, Scored, measure_formulas
+from search.evolution import measure_formulas
 from search.judging import Judged, Splits, judge, measure_picks
+from search.ledger import Ledger, Scored
 from search.objectives import Objectives
 from search.panels import Panels
 from search.racing import Racing
@@ -21,8 +22,8 @@ from workers.scorer import Scorer
 MakeScorer = Callable[..., Scorer]
 MakeLedger = Callable[..., Ledger]
 
-SPLITS = Splits(validation=("v0", "v1"), heldout=("h0", "h1"), original=("o0", "o1"))
 SEARCH = ("s0", "s1")
+SPLITS = Splits(search=SEARCH, validation=("v0", "v1"), heldout=("h0", "h1"), original=("o0", "o1"))
 
 
 class Losses(NamedTuple):
@@ -143,6 +144,14 @@ def test_all_perplexities_are_those_of_their_documents(make_scorer: MakeScorer, 
     assert result.gap == pytest.approx(0.2)
 
 
+def test_the_gap_compares_like_with_like_where_the_search_capped_what_a_lost_needle_counts(
+    make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    table = {**FORMULAS, A: Losses(4.0, 1.0, 4.5)}
+    judged = Court(table, make_scorer, make_ledger, objectives=Objectives(aggregate="capped")).judge([A])
+    assert result_of(judged, A).gap == pytest.approx(0.5)
+
+
 def test_every_formula_appears_at_its_best_temperature_on_search_documents(
     make_scorer: MakeScorer, make_ledger: MakeLedger
 ) -> None:
@@ -227,7 +236,7 @@ def test_equals_are_picked_in_the_order_of_the_search(make_scorer: MakeScorer, m
 
 
 VALIDATION = tuple(f"v{number}" for number in range(12))
-LONG = Splits(validation=VALIDATION, heldout=SPLITS.heldout, original=SPLITS.original)
+LONG = Splits(search=SEARCH, validation=VALIDATION, heldout=SPLITS.heldout, original=SPLITS.original)
 
 
 def test_a_finalist_that_lost_the_race_has_no_validation_figure_and_is_not_picked(
@@ -310,6 +319,18 @@ def test_with_two_objectives_and_a_formula_as_the_knee_held_out_documents_choose
     judged = two_objectives(table, make_scorer, make_ledger).judge([A, B], num_finalists=1)
     assert picked(judged) == [WARM]
     assert judged.winner == WARM
+
+
+def test_with_two_objectives_a_search_that_began_at_the_knee_does_not_claim_its_formula(
+    make_scorer: MakeScorer, make_ledger: MakeLedger
+) -> None:
+    table = {LINEAR: Losses(1.2, original=0.2), YARN: Losses(2.0, original=0.0), A: Losses(1.0, original=1.0)}
+    court = two_objectives(table, make_scorer, make_ledger)
+    formulas = measure_formulas(court.ledger, [LINEAR, YARN], court.documents)
+    searched = measure_picks(court.ledger, [A], court.documents)
+    start = Scored(factors=LINEAR.with_values(LINEAR.values, method="nsga2-search"), losses=formulas[0].losses)
+    judged = judge(court.ledger, formulas=formulas, searched=searched, tried=[start], num_finalists=2, splits=SPLITS)
+    assert [(result.name, result.kind) for _, result in judged.results if result.is_picked] == [("linear", "formula")]
 
 
 def test_with_two_objectives_a_formula_that_is_the_knee_is_shown_at_that_temperature(

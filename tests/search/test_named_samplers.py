@@ -373,8 +373,8 @@ def test_a_space_of_one_point_is_exhausted_by_the_start() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("population_size", 3, "named.population_size must be at least 4, got 3"),
-        ("num_candidates", 0, "named.num_candidates must be at least 1, got 0"),
+        ("population_size", 3, "optuna.population_size must be at least 4, got 3"),
+        ("num_candidates", 0, "optuna.num_candidates must be at least 1, got 0"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_refused(field: str, value: int, message: str) -> None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from results.measurement import Measurement
+from results.measurement import Measurement, mean_loss
 from search.objectives import (
-    AGGREGATES,
     GUESS,
     Aggregate,
     Losses,
@@ -99,19 +99,22 @@ def test_the_losses_of_both_lengths_worked_out_by_hand() -> None:
 
 
 def test_a_lost_needle_counts_as_a_guess_where_losses_are_capped() -> None:
-    entries = [measured("a", 1.0), measured("b", 9.0), measured("s", 8.0)]
+    entries = [measured("a", 1.0, num_tokens=7), measured("b", 9.0, num_tokens=7), measured("s", 8.0, num_tokens=3)]
     capped = Objectives(names=("long", "short"), aggregate="capped", original=frozenset({"s"}), unscaled=0.5)
-    assert capped.losses(entries) == ((1.0 + math.log(10)) / 2, math.log(10) - 0.5)
+    guess = math.log(9_000_000)  # values of seven digits, the first of them no zero
+    assert capped.losses(entries) == pytest.approx(((1.0 + guess / 7) / 2, guess / 3 - 0.5), rel=1e-12)
+    two = replace(capped, num_needles=2)
+    assert two.losses(entries) == pytest.approx(((1.0 + 2 * guess / 7) / 2, guess / 3 - 0.5), rel=1e-12)
 
 
 def test_capped_losses_are_never_above_the_mean_and_equal_it_where_no_needle_is_lost() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        entries = [measured(f"{number}", float(loss)) for number, loss in enumerate(rng.lognormal(0.0, 1.5, 9))]
-        assert capped_loss(entries) <= AGGREGATES["mean"](entries)
+        entries = [measured(f"{number}", float(loss)) for number, loss in enumerate(rng.lognormal(1.0, 1.5, 9))]
+        assert capped_loss(entries) <= mean_loss(entries)
         easy = [entry for entry in entries if entry.sum_nll <= GUESS]
         if easy:
-            assert capped_loss(easy) == AGGREGATES["mean"](easy)
+            assert capped_loss(easy) == mean_loss(easy)
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "capped"])
@@ -136,7 +139,9 @@ def test_a_gradient_is_that_of_the_sum_of_the_losses(aggregate: Aggregate) -> No
 
     def entries(point: Vector) -> Sequence[Measurement]:
         losses = {document: levels[document] + float(slopes[document] @ point) for document in "abcst"}
-        return [measured(document, losses[document], gradient=tuple(slopes[document])) for document in "abcst"]
+        return [
+            measured(document, losses[document], num_tokens=7, gradient=tuple(slopes[document])) for document in "abcst"
+        ]
 
     step = 1e-3
     differences = [

@@ -18,9 +18,10 @@ from results.measurement import candidate_key
 from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from rope.methods import METHODS
-from search.evolution import Ledger, Scored, evolve, measure_formulas
+from search.evolution import evolve, measure_formulas
 from search.journal import mend_journal
 from search.judging import measure_picks
+from search.ledger import Ledger, Scored
 from search.monotone_space import CoordinateSpace, MonotoneSpace
 from search.objectives import Objectives
 from search.panels import Panels
