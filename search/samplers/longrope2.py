@@ -98,6 +98,7 @@ class LongRoPE2Sampler(JointSampler):
         self._steady = schedule == "steady"
         self._num_remeasured = config.num_parents if remeasures_parents else 0
         self._genomes: dict[int, Genome] = {}
+        self._losses: dict[int, float] = {}
         self._initial: list[Genome] = []
 
     @property
@@ -193,13 +194,14 @@ class LongRoPE2Sampler(JointSampler):
         complete = [trial for trial in known if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
         if self._steady and not complete:  # more workers than the first population: breed from what they work on
             return [trial for trial in known if trial.state == TrialState.RUNNING]
-        return sorted(complete, key=_rank)[: self._config.num_parents]
+        return sorted(complete, key=self._rank)[: self._config.num_parents]
 
     def _genome(self, trial: FrozenTrial) -> Genome:
         if trial.number not in self._genomes:
             self._genomes[trial.number] = self.space.from_params(trial.params)
         return self._genomes[trial.number]
 
-
-def _rank(trial: FrozenTrial) -> tuple[bool, float, int]:
-    return trial.state == TrialState.PRUNED, loss_of(trial), trial.number
+    def _rank(self, trial: FrozenTrial) -> tuple[bool, float, int]:
+        if trial.number not in self._losses:
+            self._losses[trial.number] = loss_of(trial)
+        return trial.state == TrialState.PRUNED, self._losses[trial.number], trial.number
