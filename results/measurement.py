@@ -25,7 +25,7 @@ class Measurement:
     split: str
     """What the document is for: search, validation, heldout or original."""
     depth: float
-    """Where the needle lies, as a fraction of the haystack."""
+    """Where the needle lies, as a fraction of the haystack; the mean where there are several."""
     sum_nll: float
     """Negative log-likelihood summed over the answer's tokens, nats; NaN for a failure."""
     num_tokens: int

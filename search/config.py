@@ -103,7 +103,8 @@ class SearchConfig:
     cpus_per_worker: float = 1.0
     """CPUs of each Ray actor."""
     document_timeout: float | None = None
-    """Seconds after which a document's worker is taken to hang; default: learnt from the documents finished."""
+    """Seconds after which a document's worker is taken to hang (a gradient takes up to four times as long as a loss);
+    default: learnt from the documents finished."""
     retries: int = 3
     """Further tries for documents whose worker died, raised or hung, before they fail their candidate."""
     run_dir: str | None = None
