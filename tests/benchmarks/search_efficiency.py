@@ -44,7 +44,7 @@ from search.progress import Plan, SearchProgress
 from search.samplers.cmaes import CmaesConfig
 from search.samplers.longrope2 import EvolutionConfig
 from search.samplers.named import NamedConfig
-from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig
+from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig, SpaceConfig
 from search.study import Trials, open_storage, open_study
 from workers.local import LocalScorer
 from workers.model import ModelDescription, describe_model, load_model
@@ -72,6 +72,11 @@ PUBLISHED: Mapping[str, Any] = {
 METHODS: Mapping[str, Mapping[str, Any]] = {
     PAPER: {**PUBLISHED, "racing": "none"},
     "longrope2 (paper), race": {**PUBLISHED, "racing": "wilcoxon"},
+    "longrope2 (paper), race, warm": {
+        **PUBLISHED,
+        "racing": "wilcoxon",
+        "space": SpaceConfig(attention_temperature=1.2079),  # the best formula's at 4x
+    },
     DEFAULT: {},
     "gradient, critical dimension up": {"monotone": MonotoneConfig(free="critical")},
     "gradient, fixed temperature": {"monotone": MonotoneConfig(free_temperature=False)},
