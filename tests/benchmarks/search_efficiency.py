@@ -329,6 +329,7 @@ def draw(curves: Mapping[tuple[str, int], Sequence[Sequence[tuple[int, float]]]]
     from matplotlib import pyplot
 
     scales = sorted({scale for _, scale in curves})
+    colors = pyplot.get_cmap("tab20")
     figure, panels = pyplot.subplots(
         1, len(scales), figsize=(6.5 * len(scales), 4.6), squeeze=False, layout="constrained"
     )
@@ -340,7 +341,7 @@ def draw(curves: Mapping[tuple[str, int], Sequence[Sequence[tuple[int, float]]]]
             style = "--" if "no race" in method or method == PAPER else "-"
             width = 2.4 if method in (PAPER, DEFAULT) else 1.2
             (line,) = panel.plot(
-                grid, middle, style, linewidth=width, label=method, color=f"C{number}", drawstyle="steps-post"
+                grid, middle, style, linewidth=width, label=method, color=colors(number), drawstyle="steps-post"
             )
             if method in (PAPER, DEFAULT):
                 panel.fill_between(grid, low, high, alpha=0.15, color=line.get_color(), step="post")
