@@ -32,17 +32,7 @@ def results_table(summary: Summary) -> Table:
         A table for a rich console; it fits 80 columns and needs neither colour nor a terminal.
     """
     lengths = f"{summary.target_length} tokens (original {summary.original_length})"
-    table = Table(
-        title=f"Perplexity of the needles' answers at {lengths}",
-        title_justify="left",
-        caption=CAPTION,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    table.add_column("", width=1)
-    table.add_column("method", overflow="fold")
+    table = _empty_table(f"Perplexity of the needles' answers at {lengths}", CAPTION)
     for header in (
         "crit.\ndim.",
         "tempe-\nrature",
@@ -74,6 +64,22 @@ def to_string(summary: Summary, *, width: int = 80) -> str:
     with plain.capture() as capture:
         plain.print(results_table(summary))
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def _empty_table(title: str, caption: str) -> Table:
+    """Return a table with a column for a mark and one for the method, and none of its numbers yet."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    table.add_column("", width=1)
+    table.add_column("method", overflow="fold")
+    return table
 
 
 def _rank(result: MethodResult) -> float:
@@ -109,17 +115,7 @@ def front_table(summary: Summary) -> Table:
     Returns:
         A table for a rich console; it fits 80 columns.
     """
-    table = Table(
-        title="Pareto front of the search",
-        title_justify="left",
-        caption=FRONT_CAPTION,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=0,
-    )
-    table.add_column("", width=1)
-    table.add_column("method", overflow="fold")
+    table = _empty_table("Pareto front of the search", FRONT_CAPTION)
     for header in ("attention\ntemperature", "perplexity at\ntarget length", "perplexity at original\nlength, ratio"):
         table.add_column(header, justify="right")
     for point in summary.front:
