@@ -103,8 +103,10 @@ class Mirror:
         if self._there is None:
             self._there = self._taken_up(folder)
         num_copied = 0
-        for name, path in _files_of(folder):
-            num_copied += self._send(name, path)
+        # Parts once more: a journal that was listed and then became one is in neither copy after the first round.
+        for pattern in ("*", f"*{PART}"):
+            for name, path in _files_of(folder, pattern):
+                num_copied += self._send(name, path)
         for name in [name for name in self._there if name.endswith(JOURNAL)]:
             if (folder / name).exists() or name.removesuffix(JOURNAL) + PART not in self._there:
                 continue
@@ -223,9 +225,9 @@ def _opened(url_or_path: str) -> tuple[FileSystem, str]:
     return files, root.rstrip("/")
 
 
-def _files_of(folder: Path) -> list[tuple[str, Path]]:
+def _files_of(folder: Path, pattern: str) -> list[tuple[str, Path]]:
     """List the files to copy; those at the top first, so that a mirrored study is never ahead of its measurements."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    paths = [path for path in folder.rglob(pattern) if path.is_file() and not path.is_symlink()]
     names = sorted((len(path.relative_to(folder).parts), path.relative_to(folder).as_posix()) for path in paths)
     return [(name, folder / name) for _, name in names if _is_mirrored(name)]
 

@@ -12,6 +12,7 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 from moto.server import ThreadedMotoServer
 
+import results.mirror
 from results.measurement import Measurement
 from results.mirror import Mirror
 from results.run_directory import RunDirectory
@@ -257,6 +258,24 @@ def test_a_run_may_go_on_while_it_is_copied_and_the_mirror_never_lacks_a_measure
     mirror.sync(run.path)
     assert place.contents() == local_contents(run.path)
     assert num_copied > 0
+
+
+def test_a_journal_that_becomes_a_part_after_it_was_listed_is_in_the_mirror(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, mirror = MeasurementStore(run.path), Mirror(tmp_path / "mirror")
+    store.add([measured(0)])
+    listed = results.mirror._files_of
+
+    def list_and_then_flush(folder: Path, pattern: str) -> list[tuple[str, Path]]:
+        names = listed(folder, pattern)
+        store.flush()
+        return names
+
+    monkeypatch.setattr(results.mirror, "_files_of", list_and_then_flush)
+    mirror.sync(run.path)
+    Mirror(tmp_path / "mirror").fetch(tmp_path / "copy")
+    assert len(MeasurementStore(tmp_path / "copy").recover()) == 1
 
 
 def test_a_folder_that_is_no_run_is_not_copied(tmp_path: Path) -> None:
