@@ -37,6 +37,10 @@ class Measurement:
     gradient: tuple[float, ...] | None = None
     """Derivative of this document's mean loss by the logarithm of each rescale factor, then by the attention
     temperature, nats per token; rotary_dim / 2 + 1 finite numbers. None where it was not asked for, or failed."""
+    flops: float | None = None
+    """Floating point operations that this document's score needed; None where nobody counted them."""
+    peak_bytes: int | None = None
+    """Most memory that its worker had in use until then: on its accelerators, else in the process; None if unknown."""
 
     def __post_init__(self) -> None:
         """Refuse a number that is neither a loss nor a failure."""

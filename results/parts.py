@@ -93,7 +93,7 @@ def read_part(path: Path) -> pa.Table:
         path: Parquet file.
 
     Returns:
-        A table of the schema `MEASUREMENTS`; of an older part, without gradients.
+        A table of the schema `MEASUREMENTS`; of an older part, without values in the columns that it lacks.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"ropewalk_schema_version"
 """Key of the version in the metadata of a Parquet file."""
 
@@ -17,13 +17,18 @@ MEASUREMENTS = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("failure", pa.string(), nullable=True),
         pa.field("gradient", pa.list_(pa.field("element", pa.float64(), nullable=False)), nullable=True),
+        pa.field("flops", pa.float64(), nullable=True),
+        pa.field("peak_bytes", pa.int64(), nullable=True),
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
 """One row per (candidate, document): the fields of `Measurement`, in its order."""
 
-WITHOUT_GRADIENT = pa.schema(list(MEASUREMENTS)[:-1], metadata={VERSION_KEY: b"1"})
-"""The same before there were gradients, in version 1."""
+OLDER = (
+    pa.schema(list(MEASUREMENTS)[:8], metadata={VERSION_KEY: b"1"}),
+    pa.schema(list(MEASUREMENTS)[:9], metadata={VERSION_KEY: b"2"}),
+)
+"""The same before there were gradients, in version 1, and before operations and memory were counted, in version 2."""
 
 
 def check_version(schema: pa.Schema) -> None:
@@ -36,9 +41,9 @@ def check_version(schema: pa.Schema) -> None:
         ValueError: The metadata has no version, or one that is neither this nor an older one.
     """
     found = (schema.metadata or {}).get(VERSION_KEY, b"none").decode(errors="replace")
-    if found not in ("1", str(SCHEMA_VERSION)):
+    if found not in ("1", "2", str(SCHEMA_VERSION)):
         raise ValueError(
-            f"measurements must have schema version 1 or {SCHEMA_VERSION}, got {found}. "
+            f"measurements must have schema version 1, 2 or {SCHEMA_VERSION}, got {found}. "
             "Read them with the version of Ropewalk that wrote them."
         )
 
@@ -50,9 +55,10 @@ def in_this_version(table: pa.Table) -> pa.Table:
         table: What was read from a file.
 
     Returns:
-        The table; measurements of version 1 have no gradient in it.
+        The table, without values in the columns that the older version lacks.
     """
-    if not table.schema.equals(WITHOUT_GRADIENT, check_metadata=True):
+    if not any(table.schema.equals(schema, check_metadata=True) for schema in OLDER):
         return table
-    field = MEASUREMENTS.field("gradient")
-    return table.append_column(field, pa.nulls(len(table), field.type)).cast(MEASUREMENTS)
+    for field in list(MEASUREMENTS)[table.num_columns :]:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.cast(MEASUREMENTS)

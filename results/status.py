@@ -3,16 +3,17 @@
 import json
 import math
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from results.atomic_file import write_text
+from results.speed import Speed
 from results.versioned_json import finite_or_none, parsed
 
 STATUS = "status.json"
 """Name of the status in the run directory."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 State = Literal["running", "stopped", "failed", "finished"]
 """What a driver said last; stopped: by its user."""
@@ -66,6 +67,8 @@ class RunStatus:
     """Wall time that is left, about."""
     updated: str
     """When this was written down, UTC, ISO 8601."""
+    speed: Speed = field(default_factory=Speed)
+    """What the workers computed."""
 
     def __post_init__(self) -> None:
         """Refuse a state that no reader would know."""
@@ -79,6 +82,7 @@ class RunStatus:
             An object with `schema_version` and one key per field, indented, ending in a line break.
         """
         values = {key: finite_or_none(value) for key, value in asdict(self).items()}
+        values |= {"speed": self.speed.to_record()}
         return json.dumps({"schema_version": SCHEMA_VERSION, **values}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -89,12 +93,12 @@ class RunStatus:
             text: JSON.
 
         Returns:
-            The status; NaN where a number is null.
+            The status; NaN where a number is null. One of version 1 says nothing of the speed.
 
         Raises:
             ValueError: text is no JSON, or has another schema version, other keys, or values of other types.
         """
-        document = parsed(text, kind="status", version=SCHEMA_VERSION)
+        document = {"speed": None, **parsed(text, kind="status", versions=(1, SCHEMA_VERSION))}
         missing = sorted({field.name for field in fields(cls)} - set(document))
         unknown = sorted(set(document) - {field.name for field in fields(cls)})
         if missing or unknown:
@@ -167,13 +171,15 @@ def describe(status: RunStatus, *, alive: bool, path: str | Path, extra: str = "
         "documents": f"{status.num_documents}{share}, {status.num_failed} failed",
         "best": "none yet" if math.isnan(status.best_perplexity) else best,
         "speed": f"{status.documents_per_second:.3g} documents/s{busy}",
+        "computing": status.speed.computing,
+        "memory": status.speed.memory,
         "workers": f"{_count(status.num_workers, 'worker')}, {_count(status.num_retries, 'retry', 'retries')}",
         "time": f"{_duration(status.seconds)}{left if at_work else ''}",
         "updated": status.updated,
     }
     if math.isnan(status.documents_per_second):
         del lines["speed"]
-    told = [f"{name:<12}{value}" for name, value in lines.items()]
+    told = [f"{name:<12}{value}" for name, value in lines.items() if value]
     if not alive and status.state != "finished":
         told.append(f"resume with: ropewalk search --resume --run-dir {shlex.quote(str(path))} {extra}".rstrip())
     return "\n".join(told)
@@ -203,6 +209,8 @@ def _count(number: int, one: str, several: str | None = None) -> str:
 
 
 def _checked(name: str, kind: object, value: object) -> Any:
+    if kind is Speed:
+        return Speed.from_record(value)
     if kind is float:
         value = math.nan if value is None else value
         value = float(value) if type(value) is int else value

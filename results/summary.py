@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from results.speed import Speed
 from results.versioned_json import finite_or_none, parsed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,8 @@ class Summary:
     """Every method that was measured on the held-out documents."""
     front: tuple[ParetoPoint, ...] = ()
     """The Pareto front of the search, best at the target length first; empty with one objective."""
+    speed: Speed = field(default_factory=Speed)
+    """What the workers computed."""
 
     def __post_init__(self) -> None:
         """Refuse a run in which nothing could be measured."""
@@ -131,7 +134,8 @@ class Summary:
         found = {"schema_version": SCHEMA_VERSION, "winner": self.winner}
         found |= {key: finite_or_none(value) for key, value in derived.items()}
         methods = [{key: finite_or_none(value) for key, value in asdict(result).items()} for result in self.methods]
-        return json.dumps({**found, **asdict(self), "methods": methods}, indent=2, allow_nan=False) + "\n"
+        fields = {**asdict(self), "methods": methods, "speed": self.speed.to_record()}
+        return json.dumps({**found, **fields}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Summary":
@@ -141,18 +145,20 @@ class Summary:
             text: JSON.
 
         Returns:
-            The summary, equal to the one written; NaN where a perplexity is null.
+            The summary, equal to the one written; NaN where a perplexity is null. One of version 2 says nothing of the
+            speed.
 
         Raises:
             ValueError: text is no JSON, has another schema version or other keys, or no method was measured.
         """
-        document = parsed(text, kind="summary", version=SCHEMA_VERSION)
+        document = parsed(text, kind="summary", versions=(2, SCHEMA_VERSION))
+        speed = Speed.from_record(document.pop("speed", None))
         for derived in ("winner", "gain", "gap"):
             document.pop(derived, None)
         try:
             methods = tuple(_method_result(entry) for entry in document.pop("methods"))
             front = tuple(ParetoPoint(**entry) for entry in document.pop("front"))
-            return cls(**document, methods=methods, front=front)
+            return cls(**document, methods=methods, front=front, speed=speed)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a summary must have the keys that Ropewalk writes, got a fault: {error}.") from error
 

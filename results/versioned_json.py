@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 VERSION = "schema_version"
@@ -17,13 +18,13 @@ def finite_or_none(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def parsed(text: str, *, kind: str, version: int) -> dict[str, Any]:
+def parsed(text: str, *, kind: str, versions: Sequence[int]) -> dict[str, Any]:
     """Return the object in a text, without its version.
 
     Args:
         text: JSON.
         kind: What it is of, for messages.
-        version: The schema version that it must have.
+        versions: The schema versions that it may have, the one that is written last.
 
     Raises:
         ValueError: text is no JSON, no object, or has another schema version.
@@ -33,9 +34,9 @@ def parsed(text: str, *, kind: str, version: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"a {kind} must be JSON, got something else: {error}. Was the file cut?") from error
     found = document.pop(VERSION, None) if isinstance(document, dict) else None
-    if found != version:
+    if found not in versions:
         raise ValueError(
-            f"a {kind} must have schema version {version}, got {found}. "
+            f"a {kind} must have schema version {' or '.join(map(str, versions))}, got {found}. "
             "Read it with the version of Ropewalk that wrote it."
         )
     return dict(document)

@@ -21,8 +21,9 @@ from rich.progress import (
 )
 
 from results.measurement import Measurement
+from results.speed import Speed, shown
 from results.status import RunStatus, State
-from workers.scorer import Scorer
+from workers.scorer import Scorer, WorkerSpeed
 
 LINE_SECONDS = 30.0
 """Seconds between two lines in a log."""
@@ -84,6 +85,8 @@ class SearchProgress:
         self._clock = clock
         self._start = self._last_line = self._last_status = clock()
         self._rate = _Rate(self._start)
+        self._before, self._computed = _Computed(), _Computed()
+        self._speeds: tuple[WorkerSpeed, ...] = ()
         self._phase = "starting"
         self._num_workers = self._num_retries = 0
         self._is_terminal = console.is_terminal
@@ -115,8 +118,22 @@ class SearchProgress:
         """Seconds that the run has taken, those of earlier processes among them."""
         return self._plan.seconds_before + self._clock() - self._start
 
+    @property
+    def speed(self) -> Speed:
+        """What the workers computed; earlier processes count until there is something new, as devices may differ."""
+        computed = self._computed if self._computed.seconds else self._before
+        ceilings = [speed.ceiling for speed in self._speeds]
+        return Speed(
+            device=" and ".join(sorted({speed.device for speed in self._speeds})) or None,
+            document_flops=self._computed.document_flops or self._before.document_flops,
+            flops_per_second=computed.flops_per_second,
+            ceiling=math.fsum(ceilings) / len(ceilings) if ceilings else None,
+            peak_bytes=computed.peak_bytes,
+        )
+
     def recovered(self, measurements: Sequence[Measurement]) -> None:
         """Count measurements of earlier processes."""
+        self._before.add(measurements)
         self._count(measurements)
 
     def phase(self, name: str) -> None:
@@ -130,7 +147,9 @@ class SearchProgress:
         now = self._clock()
         self._num_workers, self._num_retries = scorer.num_workers, scorer.num_retries
         self._rate.add(now, measurements, self._num_workers)
+        self._computed.add(measurements)
         self._count(measurements)
+        self._take_speeds(scorer)
         if now - self._last_status >= STATUS_SECONDS:
             self._last_status = now
             self._publish(self.status("running"))
@@ -155,11 +174,12 @@ class SearchProgress:
         left = "?" if math.isnan(status.seconds_left) else _duration(status.seconds_left)
         workers = f"{status.num_workers} worker{'s' * (status.num_workers != 1)}"
         retries = f", {status.num_retries} retries" if status.num_retries else ""
+        rate = status.speed.rate and f"{status.speed.rate}, "
         return (
             f"{status.num_candidates}/{status.total_candidates} candidates, {status.num_documents}/"
             f"{status.total_documents} documents, best perplexity {status.best_perplexity:.4f} ({status.best_method}), "
             f"{status.documents_per_second:.2f} documents/s, {workers} at {status.utilisation:.0%}{retries}, "
-            f"about {left} left"
+            f"{rate}about {left} left"
         )
 
     def status(self, state: State, reason: str | None = None) -> RunStatus:
@@ -188,12 +208,46 @@ class SearchProgress:
             seconds=round(self.seconds, 3),
             seconds_left=left / per_second if per_second > 0 else math.nan,
             updated=datetime.now(UTC).isoformat(timespec="seconds"),
+            speed=self.speed,
         )
+
+    def _take_speeds(self, scorer: Scorer) -> None:
+        """Keep what the workers' devices can do, also while all of them are away; the first time it is said."""
+        is_first = not self._speeds
+        self._speeds = scorer.speeds or self._speeds
+        ceiling = self.speed.ceiling
+        if is_first and ceiling is not None:
+            logger.info("a plain matmul does %s on %s", shown(ceiling, "FLOP/s"), self.speed.device)
 
     def _count(self, measurements: Sequence[Measurement]) -> None:
         self.num_documents += len(measurements)
         self.num_failed += sum(measurement.failure is not None for measurement in measurements)
         self._bar.advance(self._task, len(measurements))
+
+
+class _Computed:
+    """Operations of documents that say how many they needed, and the time that these took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.document_flops: float | None = None
+        self.peak_bytes: int | None = None
+        self._flops = 0.0
+
+    @property
+    def flops_per_second(self) -> float | None:
+        return self._flops / self.seconds if self.seconds else None
+
+    def add(self, measurements: Sequence[Measurement]) -> None:
+        for measurement in measurements:
+            if measurement.peak_bytes is not None:
+                self.peak_bytes = max(measurement.peak_bytes, self.peak_bytes or 0)
+            if measurement.flops is None or measurement.failure is not None:
+                continue
+            self._flops += measurement.flops
+            self.seconds += measurement.seconds
+            if measurement.gradient is None:  # those of the target length need most
+                self.document_flops = max(measurement.flops, self.document_flops or 0.0)
 
 
 class _Rate:

@@ -14,7 +14,15 @@ def show(summary: Summary, console: Console) -> None:
         console.print(front_table(summary))
     console.print(results_table(summary))
     console.print(verdict(summary), highlight=False)
+    if cost := cost_of_scoring(summary):
+        console.print(cost, highlight=False)
     console.print(summary.run_directory, highlight=False, soft_wrap=True)
+
+
+def cost_of_scoring(summary: Summary) -> str:
+    """Return what scoring took of the workers' devices, in a sentence; empty if nothing is known."""
+    found = "; ".join(part for part in (summary.speed.computing, summary.speed.memory) if part)
+    return f"Scoring at {summary.target_length} tokens: {found}." if found else ""
 
 
 def verdict(summary: Summary) -> str:

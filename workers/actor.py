@@ -9,7 +9,7 @@ import ray
 from needles.document import NeedleDocument
 from results.measurement import Measurement
 from workers.accelerators import Accelerator, accelerators_in_use
-from workers.scorer import ScoringFactory, Task, measure_task
+from workers.scorer import ScoringFactory, Task, WorkerSpeed, measure_task, speed_of
 
 
 class WorkerPlace(NamedTuple):
@@ -21,6 +21,8 @@ class WorkerPlace(NamedTuple):
     """Its process there."""
     accelerators: tuple[Accelerator, ...]
     """Devices that hold its model; none on CPUs."""
+    speed: WorkerSpeed | None = None
+    """What its device can do; None if its scoring does not say it."""
 
 
 class ScoringActor:
@@ -48,7 +50,7 @@ class ScoringActor:
         """
         self._scoring = make(documents)
         node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return WorkerPlace(node, os.getpid(), accelerators_in_use())
+        return WorkerPlace(node, os.getpid(), accelerators_in_use(), speed_of(self._scoring))
 
     def score(self, task: Task) -> list[Measurement]:
         """Return the measurements of a task.

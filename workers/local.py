@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from needles.document import NeedleDocument
 from results.measurement import Measurement
 from workers.accelerators import accelerators_in_use
-from workers.scorer import ClusterError, Scoring, Task, failed_measurements, failure_reason, given_up, measure_task
+from workers.scorer import (
+    ClusterError,
+    Scoring,
+    Task,
+    WorkerSpeed,
+    failed_measurements,
+    failure_reason,
+    given_up,
+    measure_task,
+    speed_of,
+)
 
 MOST_GIVEN_UP = 3
 """Tasks in a row that may not all raise: after a broken device (a sticky CUDA error) none would be measured."""
@@ -52,6 +62,12 @@ class LocalScorer:
     def accelerators(self) -> tuple[str, ...]:
         """Name of each accelerator that this process uses."""
         return tuple(accelerator.name for accelerator in accelerators_in_use())
+
+    @property
+    def speeds(self) -> tuple[WorkerSpeed, ...]:
+        """What this process's device can do, if the scoring says it."""
+        speed = speed_of(self._scoring)
+        return () if speed is None else (speed,)
 
     def submit(self, task: Task) -> None:
         """Take a task; returns at once.

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import inf
-from time import monotonic, sleep
+from time import monotonic
 from typing import cast
 
 import ray
@@ -16,8 +16,16 @@ from results.measurement import Measurement
 from workers.actor import ScoringActor, WorkerPlace
 from workers.cluster import ClusterWatch, check_room, connect, share_documents
 from workers.deadline import Deadline
-from workers.ray_worker import Attempt, Awaited, Handle, RayWorker
-from workers.scorer import ClusterError, ScoringFactory, Task, failed_measurements, failure_reason, given_up
+from workers.ray_worker import Attempt, Awaited, Handle, RayWorker, arrived
+from workers.scorer import (
+    ClusterError,
+    ScoringFactory,
+    Task,
+    WorkerSpeed,
+    failed_measurements,
+    failure_reason,
+    given_up,
+)
 
 TASKS_PER_WORKER = 2
 """Tasks that a worker holds: one that it measures, and one so that it need not wait for the driver."""
@@ -119,8 +127,13 @@ class RayPool:
     @property
     def accelerators(self) -> tuple[str, ...]:
         """Name of each device that ready workers hold, once each where several share it."""
-        places = [worker.place for worker in self._ready() if worker.place is not None]
-        return tuple(sorted(device.name for device in {device for place in places for device in place.accelerators}))
+        devices = {device for place in self.places for device in place.accelerators}
+        return tuple(sorted(device.name for device in devices))
+
+    @property
+    def speeds(self) -> tuple[WorkerSpeed, ...]:
+        """What the device of each ready worker can do, of those that say it."""
+        return tuple(place.speed for place in self.places if place.speed is not None)
 
     @property
     def places(self) -> tuple[WorkerPlace, ...]:
@@ -209,7 +222,7 @@ class RayPool:
 
     def _take_arrived(self, seconds: float) -> None:
         awaited = {worker.awaited: worker for worker in self._workers if worker.awaited is not None}
-        for answer in _arrived(list(awaited), seconds):
+        for answer in arrived(list(awaited), seconds):
             self._receive(awaited[answer], answer)
 
     def _receive(self, worker: RayWorker, answer: Awaited) -> None:
@@ -355,18 +368,6 @@ class RayPool:
 
 def _cannot_start(reason: str) -> ValueError:
     return ValueError(f"every worker must load the model, got {reason}")
-
-
-def _arrived(awaited: list[Awaited], seconds: float) -> list[Awaited]:
-    """Return what has come of this, after so many seconds at most."""
-    if not awaited:
-        sleep(seconds)
-        return []
-    first, rest = ray.wait(awaited, num_returns=1, timeout=seconds)
-    if not first or not rest:
-        return first
-    more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
-    return [*first, *more]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import sleep
 from typing import NamedTuple, TypeAlias
 
 import ray
@@ -232,3 +233,23 @@ class RayWorker:
         assert self._actor is not None
         self._greeting = self._actor.answer.remote()
         self.since = now
+
+
+def arrived(awaited: list[Awaited], seconds: float) -> list[Awaited]:
+    """Return what has come of the workers.
+
+    Args:
+        awaited: What is awaited of them.
+        seconds: How long to wait for the first.
+
+    Returns:
+        All that is there; nothing if the time was over before.
+    """
+    if not awaited:
+        sleep(seconds)
+        return []
+    first, rest = ray.wait(awaited, num_returns=1, timeout=seconds)
+    if not first or not rest:
+        return first
+    more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+    return [*first, *more]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
@@ -53,6 +53,26 @@ class GradientScoring(Scoring, Protocol):
         """
 
 
+class WorkerSpeed(NamedTuple):
+    """What a worker's device can do, measured when its scoring was made."""
+
+    device: str
+    """What it is called: "NVIDIA H200", or the CPU's model with the number of its threads."""
+    ceiling: float
+    """FLOP/s of a plain matrix product in the model's precision."""
+    batch_sizes: dict[int, int]
+    """Documents per forward that were fastest, by the documents' length in tokens; may be empty."""
+
+
+@runtime_checkable
+class TimedScoring(Scoring, Protocol):
+    """A scoring that also says what its device can do."""
+
+    @property
+    def speed(self) -> WorkerSpeed:
+        """What the device can do."""
+
+
 ScoringFactory: TypeAlias = Callable[[Sequence[NeedleDocument]], Scoring]
 """Makes a `Scoring` where it is called: `functools.partial(load_scoring, load=...)`, so that no weights travel."""
 
@@ -79,6 +99,10 @@ class Scorer(Protocol):
     @property
     def accelerators(self) -> tuple[str, ...]:
         """Name of each accelerator in use, as ("NVIDIA H200",) * 8; empty on CPUs."""
+
+    @property
+    def speeds(self) -> tuple[WorkerSpeed, ...]:
+        """What each worker's device can do; workers that cannot score now or do not say it are left out."""
 
     def submit(self, task: Task) -> None:
         """Take a task; returns at once.
@@ -123,6 +147,15 @@ def measure_task(scoring: Scoring, task: Task) -> list[Measurement]:
             "Choose a search that needs none."
         )
     return scoring.score_with_gradient(task.candidate, task.documents)
+
+
+def speed_of(scoring: Scoring) -> WorkerSpeed | None:
+    """Return what a scoring says of its device; None if it does not say it.
+
+    Args:
+        scoring: Any scoring.
+    """
+    return scoring.speed if isinstance(scoring, TimedScoring) else None
 
 
 def failed_measurements(

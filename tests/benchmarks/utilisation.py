@@ -41,7 +41,7 @@ from search.samplers.longrope2 import EvolutionConfig, LongRoPE2Sampler
 from search.space import SearchSpace
 from search.study import Trials, open_storage, open_study
 from workers.pool import RayPool
-from workers.scorer import Scorer, Task
+from workers.scorer import Scorer, Task, WorkerSpeed
 
 NUM_DOCUMENTS = 10
 DOCUMENTS = tuple(f"document-{number}" for number in range(NUM_DOCUMENTS))
@@ -238,6 +238,7 @@ class Simulated:
     num_begun: int = 0
     num_retries: int = 0
     accelerators: tuple[str, ...] = ()
+    speeds: tuple[WorkerSpeed, ...] = ()
 
     def __post_init__(self) -> None:
         self.free_at, self.held = [0.0] * self.num, [0] * self.num
@@ -321,6 +322,10 @@ class Watched:
     @property
     def accelerators(self) -> tuple[str, ...]:
         return self._scorer.accelerators
+
+    @property
+    def speeds(self) -> tuple[WorkerSpeed, ...]:
+        return self._scorer.speeds
 
     def submit(self, task: Task) -> None:
         self.num_tasks += 1

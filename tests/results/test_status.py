@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from results.speed import Speed
 from results.status import RunStatus, describe, read_status, write_status
 
 RUNNING = RunStatus(
@@ -66,6 +67,23 @@ def test_what_is_not_known_is_not_told() -> None:
     assert "documents   250, 2 failed" in told
 
 
+def test_what_the_workers_compute_is_told_where_it_is_known() -> None:
+    computed = Speed(device="a GPU", document_flops=6.1e15, flops_per_second=5e14, ceiling=8e14, peak_bytes=40 * 10**9)
+    lines = describe(replace(RUNNING, speed=computed), alive=True, path="runs/one").splitlines()
+    assert lines[6:10] == [
+        "speed       3.21 documents/s, workers busy 97% of the time",
+        "computing   6.1 PFLOP per document, 500 TFLOP/s per worker, 62% of a plain matmul (800 TFLOP/s on a GPU)",
+        "memory      40 GB at most in a worker",
+        "workers     8 workers, 1 retry",
+    ]
+
+
+def test_a_status_of_version_1_says_nothing_of_what_was_computed() -> None:
+    document = json.loads(RUNNING.to_json())
+    del document["speed"]
+    assert RunStatus.from_json(json.dumps({**document, "schema_version": 1})) == RUNNING
+
+
 def test_a_running_run_without_a_driver_was_killed_and_can_be_resumed() -> None:
     lines = describe(RUNNING, alive=False, path="runs/one").splitlines()
     assert lines[1] == "state       killed, generation 3 of 40: no driver works on it any more"
@@ -109,9 +127,10 @@ def test_times_are_rounded_to_what_a_reader_needs(seconds: float, told: str) -> 
 
 def test_a_status_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     write_status(tmp_path, replace(RUNNING, state="failed", reason="λ"))
-    write_status(tmp_path, RUNNING)
+    written = replace(RUNNING, speed=Speed(flops_per_second=5e14, peak_bytes=3))
+    write_status(tmp_path, written)
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
-    assert read_status(tmp_path) == RUNNING
+    assert read_status(tmp_path) == written
 
 
 def test_json_has_null_for_what_is_no_finite_number_and_gives_nan_back() -> None:
@@ -120,7 +139,8 @@ def test_json_has_null_for_what_is_no_finite_number_and_gives_nan_back() -> None
     assert document == {
         **{key: None if value != value else value for key, value in asdict(UNKNOWN).items()},
         "seconds": None,
-        "schema_version": 1,
+        "speed": Speed().to_record(),
+        "schema_version": 2,
     }
     assert repr(RunStatus.from_json(text)) == repr(replace(UNKNOWN, seconds=math.nan))
 
@@ -143,9 +163,9 @@ def test_text_that_is_no_json_is_refused(text: str) -> None:
         RunStatus.from_json(text)
 
 
-@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 2}', "2")])
+@pytest.mark.parametrize(("text", "found"), [("[]", "None"), ("{}", "None"), ('{"schema_version": 3}', "3")])
 def test_another_schema_version_is_refused(text: str, found: str) -> None:
-    with pytest.raises(ValueError, match=rf"^a status must have schema version 1, got {found}\. .*$"):
+    with pytest.raises(ValueError, match=rf"^a status must have schema version 1 or 2, got {found}\. .*$"):
         RunStatus.from_json(text)
 
 

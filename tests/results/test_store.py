@@ -55,7 +55,9 @@ def test_what_is_added_is_read_back_in_order(tmp_path: Path) -> None:
     frame = read_measurements(tmp_path)
     assert list(frame["document"]) == ["b", "a", "lost"]
     assert frame["sum_nll"][0] == 0.1 + 0.2
-    assert frame.iloc[1].drop("failure").to_dict() == {k: v for k, v in asdict(measured("a")).items() if k != "failure"}
+    missing = ["failure", "flops", "peak_bytes"]
+    assert frame.iloc[1].drop(missing).to_dict() == {k: v for k, v in asdict(measured("a")).items() if k not in missing}
+    assert frame[missing].isna().iloc[1].all()
 
 
 def test_a_failure_keeps_its_nan_and_its_reason(tmp_path: Path) -> None:
@@ -78,26 +80,47 @@ def test_a_gradient_is_kept_bit_for_bit_in_the_journal_and_in_a_part(tmp_path: P
     assert MeasurementStore(tmp_path).recover()[:2] == found[:2]
 
 
-def test_measurements_from_before_there_were_gradients_are_read_and_recovered(tmp_path: Path) -> None:
+def test_operations_and_memory_are_kept_in_the_journal_and_in_a_part(tmp_path: Path) -> None:
+    store = MeasurementStore(tmp_path)
+    found = [replace(measured("a"), flops=6.1375e15, peak_bytes=2**37 + 1), measured("b")]
+    store.add(found)
+    for _ in range(2):  # from the journal, then from the part
+        frame = read_measurements(tmp_path)
+        assert (frame["flops"][0], frame["peak_bytes"][0]) == (6.1375e15, 2**37 + 1)
+        assert frame[["flops", "peak_bytes"]].isna().iloc[1].all()
+        store.flush()
+    assert MeasurementStore(tmp_path).recover() == found
+
+
+@pytest.mark.parametrize(
+    ("version", "lacking"), [("1", ["gradient", "flops", "peak_bytes"]), ("2", ["flops", "peak_bytes"])]
+)
+def test_measurements_of_older_versions_are_read_and_recovered(
+    tmp_path: Path, version: str, lacking: list[str]
+) -> None:
     folder = tmp_path / "measurements"
     folder.mkdir()
     old = [
-        {name: value for name, value in asdict(one).items() if name != "gradient"} for one in (measured("a"), FAILED)
+        {name: value for name, value in asdict(one).items() if name not in lacking} for one in (measured("a"), FAILED)
     ]
-    # The columns and the line of version 1, as they were written out in full
+    # The columns and the line of that version, as they were written out in full
     numbers = ["depth", "sum_nll", "seconds"]
     types = {name: pa.float64() if name in numbers else pa.string() for name in old[0]} | {"num_tokens": pa.int64()}
-    fields = [pa.field(name, kind, nullable=name == "failure") for name, kind in types.items()]
-    table = pa.Table.from_pylist(old, schema=pa.schema(fields, metadata={"ropewalk_schema_version": "1"}))
+    if version == "2":
+        types["gradient"] = pa.list_(pa.field("element", pa.float64(), nullable=False))
+    fields = [pa.field(name, kind, nullable=name in ("failure", "gradient")) for name, kind in types.items()]
+    table = pa.Table.from_pylist(old, schema=pa.schema(fields, metadata={"ropewalk_schema_version": version}))
     pq.write_table(table, folder / "part-00000.parquet")
     (folder / "part-00001.jsonl").write_text(json.dumps([old[0] | {"document": "b"}]) + "\n")
     store = MeasurementStore(tmp_path)
-    store.add([replace(measured("c"), gradient=(1.0, 2.0))])
+    new = replace(measured("c"), gradient=(1.0, 2.0), flops=1e9, peak_bytes=2**30)
+    store.add([new])
     assert list(read_measurements(tmp_path)["document"]) == ["a", "lost", "b", "c"]
-    assert read_measurements(tmp_path)["gradient"].isna().tolist() == [True, True, True, False]
+    for name in ("gradient", "flops", "peak_bytes"):
+        assert read_measurements(tmp_path)[name].isna().tolist() == [True, True, True, False]
     first, failed, *rest = store.recover()
     assert failed.failure == "out of memory"
-    assert [first, *rest] == [measured("a"), measured("b"), replace(measured("c"), gradient=(1.0, 2.0))]
+    assert [first, *rest] == [measured("a"), measured("b"), new]
 
 
 def test_each_flush_writes_one_numbered_part_and_nothing_else(tmp_path: Path) -> None:
@@ -131,7 +154,7 @@ def test_any_parquet_reader_reads_a_part_and_its_schema_version(tmp_path: Path) 
     flushed(tmp_path, [measured("a"), FAILED])
     part = tmp_path / "measurements" / "part-00000.parquet"
     assert list(pd.read_parquet(part)["document"]) == ["a", "lost"]
-    assert pq.read_schema(part).metadata[b"ropewalk_schema_version"] == b"2"
+    assert pq.read_schema(part).metadata[b"ropewalk_schema_version"] == b"3"
 
 
 def test_a_run_without_measurements_has_the_columns_and_no_rows(tmp_path: Path) -> None:
@@ -226,7 +249,7 @@ def test_a_part_that_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
         read_measurements(tmp_path)
 
 
-@pytest.mark.parametrize(("metadata", "found"), [(None, "none"), ({"ropewalk_schema_version": "3"}, "3")])
+@pytest.mark.parametrize(("metadata", "found"), [(None, "none"), ({"ropewalk_schema_version": "4"}, "4")])
 def test_a_part_of_another_schema_version_is_refused(
     tmp_path: Path, metadata: dict[str, str] | None, found: str
 ) -> None:
@@ -234,12 +257,12 @@ def test_a_part_of_another_schema_version_is_refused(
     part = tmp_path / "measurements" / "part-00000.parquet"
     pq.write_table(pq.read_table(part).replace_schema_metadata(metadata), part)
     with pytest.raises(
-        ValueError, match=rf"^.*part-00000\.parquet: measurements must have schema version 1 or 2, got {found}\. .*$"
+        ValueError, match=rf"^.*part-00000\.parquet: measurements must have schema version 1, 2 or 3, got {found}\. .*$"
     ):
         read_measurements(tmp_path)
 
 
-@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("version", ["1", "2", "3"])
 def test_a_part_with_other_columns_is_refused(tmp_path: Path, version: str) -> None:
     (tmp_path / "measurements").mkdir()
     table = pa.table({"candidate": ["a"]}).replace_schema_metadata({"ropewalk_schema_version": version})

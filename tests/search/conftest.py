@@ -23,7 +23,7 @@ from search.progress import Plan, SearchProgress
 from search.racing import Racing
 from search.space import SearchSpace
 from search.study import Trials
-from workers.scorer import Scorer, Task
+from workers.scorer import Scorer, Task, WorkerSpeed
 
 Loss = Callable[[RescaleFactors, str], float]
 Gradient = Callable[[RescaleFactors, str], Sequence[float]]
@@ -57,12 +57,14 @@ class FunctionScorer:
         capacity: int = 1,
         rng: np.random.Generator | None = None,
         gradient: Gradient | None = None,
+        speeds: tuple[WorkerSpeed, ...] = (),
     ) -> None:
         self._loss = loss
         self._gradient = gradient
         self._capacity = capacity
         self._rng = rng
         self._in_flight: list[Task] = []
+        self.speeds = speeds
 
     @property
     def capacity(self) -> int:

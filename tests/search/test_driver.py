@@ -13,7 +13,7 @@ from rope.factors import RescaleFactors
 from search.driver import Pair, Work, measure
 from search.panels import Batches
 from search.space import Genome, SearchSpace
-from workers.scorer import Scorer, Task
+from workers.scorer import Scorer, Task, WorkerSpeed
 
 MakeScorer = Callable[..., Scorer]
 BATCHES = [("a", "b"), ("c",), ("d", "e")]
@@ -55,6 +55,10 @@ class Watched:
     @property
     def accelerators(self) -> tuple[str, ...]:
         return self._scorer.accelerators
+
+    @property
+    def speeds(self) -> tuple[WorkerSpeed, ...]:
+        return self._scorer.speeds
 
     def close(self) -> None:
         self._scorer.close()

@@ -4,14 +4,16 @@ import io
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from results.measurement import Measurement
+from results.speed import Speed
 from results.status import RunStatus
 from search.progress import Plan, SearchProgress
-from workers.scorer import Scorer
+from workers.scorer import Scorer, WorkerSpeed
 
 PLAN = Plan(
     model="a model",
@@ -129,6 +131,60 @@ def test_a_log_has_a_line_every_half_minute(
         "1/3 candidates, 60/100 documents, best perplexity 2.5000 (yarn), 1.00 documents/s, 1 worker at 90%, "
         "about 0:00:40 left",
     ]
+
+
+def computed(flops: float | None, seconds: float, *, peak_bytes: int | None = None) -> list[Measurement]:
+    return [replace(documents(1, seconds)[0], flops=flops, peak_bytes=peak_bytes)]
+
+
+def test_what_the_workers_compute_worked_out_by_hand(
+    progress: SearchProgress, make_scorer: Callable[..., Scorer]
+) -> None:
+    def scorer(*ceilings: float) -> Scorer:
+        return make_scorer(
+            lambda factors, document: 1.0, speeds=tuple(WorkerSpeed("a GPU", ceiling, {}) for ceiling in ceilings)
+        )
+
+    assert progress.speed == Speed()
+    progress.advance(computed(None, 9.0), scorer(1e12, 2e12))  # by a scoring that counts nothing
+    progress.advance(computed(4e12, 3.0, peak_bytes=500), scorer(2e12, 4e12))
+    progress.advance(computed(2e12, 3.0, peak_bytes=300), scorer())  # all workers are away
+    slope = replace(computed(9e12, 4.0, peak_bytes=400)[0], gradient=(1.0,))
+    progress.advance([slope, replace(documents(1, 7.0, failure="out of memory")[0], peak_bytes=600)], scorer())
+    assert progress.speed == Speed(
+        device="a GPU",
+        document_flops=4e12,
+        flops_per_second=(4e12 + 2e12 + 9e12) / (3.0 + 3.0 + 4.0),
+        ceiling=3e12,
+        peak_bytes=600,
+    )
+    assert progress.status("running").speed == progress.speed
+
+
+def test_devices_of_several_kinds_are_all_named(progress: SearchProgress, make_scorer: Callable[..., Scorer]) -> None:
+    speeds = tuple(WorkerSpeed(name, 1e12, {}) for name in ("NVIDIA H200", "NVIDIA A100", "NVIDIA H200"))
+    progress.advance(documents(1), make_scorer(lambda factors, document: 1.0, speeds=speeds))
+    assert progress.speed.device == "NVIDIA A100 and NVIDIA H200"
+
+
+def test_an_earlier_process_tells_its_speed_until_there_is_a_new_one(progress: SearchProgress, scorer: Scorer) -> None:
+    progress.recovered(documents(3) + computed(1e12, 2.0, peak_bytes=900))  # the first three of an older version
+    assert progress.speed == Speed(document_flops=1e12, flops_per_second=5e11, peak_bytes=900)
+    progress.advance(computed(1e12, 0.5, peak_bytes=100), scorer)
+    assert progress.speed == Speed(document_flops=1e12, flops_per_second=2e12, peak_bytes=100)
+
+
+def test_the_log_says_the_ceiling_once_and_the_rate_in_every_line(
+    progress: SearchProgress, make_scorer: Callable[..., Scorer], caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer = make_scorer(lambda factors, document: 1.0, speeds=(WorkerSpeed("a CPU, 2 threads", 6.52e10, {}),))
+    with caplog.at_level(logging.INFO, logger="search.progress"):
+        for _ in range(2):
+            progress.advance(computed(4.12e10, 1.0), scorer)
+        progress.generation(1)
+    assert caplog.messages[0] == "a plain matmul does 65.2 GFLOP/s on a CPU, 2 threads"
+    assert len(caplog.messages) == 2
+    assert "1 worker at 0%, 41.2 GFLOP/s per worker, 63% of a plain matmul, about ? left" in caplog.messages[1]
 
 
 def test_the_status_is_published_every_two_seconds_and_at_each_phase(
