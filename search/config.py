@@ -51,8 +51,12 @@ class SearchConfig:
     """Pre-training window in tokens, where the model's config does not say it (or says it wrong)."""
     gguf_file: str | None = None
     """Name of a GGUF file inside the folder given as the model."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Precision of weights and activations; angles are always float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of weights and activations; angles are always float32. auto: bfloat16 where the device multiplies it
+    itself, else float32; a run keeps what it began with, on all its workers."""
+    ranking_weights: Literal["none", "int8", "fp8"] = "none"
+    """Weights of the copy of the model that scores the search documents; validation and held-out documents are always
+    scored with the weights themselves. Needs the extra `quantized`; fp8 a GPU of compute capability 8.9 or more."""
     device: str = "auto"
     """Where the model runs: auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
     documents: DocumentsConfig = field(default_factory=DocumentsConfig)
@@ -129,6 +133,7 @@ class SearchConfig:
             raise ValueError(f"a search needs {', '.join(missing)}; give them as options or in a file by --config")
         self._check_algorithm()
         self._check_objectives()
+        self._check_ranking_weights()
         self._check_panels()
         self._check_workers()
         if self.budget is not None and self.budget < 1:
@@ -221,6 +226,17 @@ class SearchConfig:
             check_sampler(self.algorithm, len(self.objective_names))
         if self.documents.num_short != DocumentsConfig.num_short and len(self.objective_names) == 1:
             raise ValueError("documents.num_short must go with --objectives long,short, got long alone. Leave it out.")
+
+    def _check_ranking_weights(self) -> None:
+        if self.ranking_weights != "none" and self.algorithm == "gradient":
+            raise ValueError(
+                f"--ranking-weights {self.ranking_weights} must go with an algorithm that needs no gradient, got "
+                "gradient: 8-bit weights have none. Use --algorithm cmaes or another, or leave it out."
+            )
+        if self.ranking_weights == "fp8" and self.dtype == "float32":
+            raise ValueError("--ranking-weights fp8 must go with --dtype bfloat16, got float32. Set it, or use int8.")
+        if self.ranking_weights == "fp8" and self.device == "cpu":
+            raise ValueError("--ranking-weights fp8 must go with a GPU, got --device cpu. Use int8.")
 
     def _check_panels(self) -> None:
         num_search = self.num_search_documents

@@ -32,8 +32,9 @@ from search.judging import Judged, Splits, judge, measure_picks
 from search.ledger import Ledger, Scored, ranked
 from search.objectives import Objectives
 from search.own_window import check_own_window
-from search.panels import Panels
+from search.panels import Panels, common_batch_size
 from search.place import check_mirror, check_storage, run_directory_path
+from search.precision import with_precision
 from search.preparation import (
     DOCUMENTS,
     WARMER,
@@ -111,6 +112,7 @@ def run_search(config: SearchConfig) -> Summary:
     if (path / SUMMARY).is_file():
         return _finished_before(config, path, console)
     mirror = _open_mirror(config, is_resumed=is_resumed)
+    config = with_precision(config, path)
     prepared = _prepare(config, path)
     with ExitStack() as stack:
         stack.enter_context(interrupted_by_sigterm())
@@ -248,7 +250,7 @@ def _ledger(
         scorer=opened.scorer,
         store=store,
         progress=progress,
-        panels=prepared.panels,
+        panels=_batched(config, prepared.panels, opened.scorer),
         objectives=Objectives(
             names=config.objective_names,
             aggregate=config.aggregate,
@@ -258,6 +260,13 @@ def _ledger(
         racing=config.race if config.races else None,
         measurements=recovered,
     )
+
+
+def _batched(config: SearchConfig, panels: Panels, scorer: Scorer) -> Panels:
+    """Return the panels with as many documents in one forward as the workers are fastest with."""
+    if config.documents.batch_size is not None:
+        return panels
+    return replace(panels, batch_size=common_batch_size(scorer.speeds, config.target_length))
 
 
 def _search_and_judge(config: SearchConfig, prepared: _Prepared, ledger: Ledger) -> Judged:
@@ -351,6 +360,7 @@ def _summary(config: SearchConfig, prepared: _Prepared, judged: Judged, ledger: 
         run_directory=str(prepared.path),
         methods=tuple(result for _, result in judged.results),
         front=judged.front,
+        speed=ledger.progress.speed,
     )
 
 

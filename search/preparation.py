@@ -25,6 +25,7 @@ from search.monotone_space import CoordinateSpace, MonotoneSpace
 from search.panels import Panels, by_depth
 from search.parametrization import Parametrization, all_pairs, from_critical_dim, spline
 from search.place import inside_ray_copy
+from search.precision import device_of_workers
 from search.samplers.cmaes import CmaesSampler
 from search.samplers.gradient import GradientSampler
 from search.samplers.joint import JointSampler
@@ -34,7 +35,8 @@ from search.space import SearchSpace
 from workers.local import LocalScorer
 from workers.model import ModelDescription, load_model
 from workers.pool import RayPool
-from workers.scorer import Scorer
+from workers.quantized import load_ranked_scoring
+from workers.scorer import Scorer, ScoringFactory
 from workers.scoring import load_scoring
 
 logger = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ def panels_of(config: SearchConfig, documents: RunDocuments) -> Panels:
         documents=by_depth(documents.search),
         size=config.num_per_candidate,
         num_fresh=config.num_fresh_documents,
-        batch_size=config.documents.batch_size,
+        batch_size=config.documents.batch_size or 1,
         always=tuple(document.id for document in documents.short),
     )
 
@@ -349,23 +351,25 @@ def open_scorer(config: SearchConfig, documents: Sequence[NeedleDocument]) -> It
     here = Path(config.model)
     # Ray's workers start in other folders, except those of a submitted job, which have the same copy of the user's
     path = str(here.absolute()) if here.exists() and not inside_ray_copy(Path.cwd()) else config.model
-    # Ray hides no GPU from a worker that asked for none
-    without_gpu = config.workers > 0 and config.gpus_per_worker == 0 and config.device == "auto"
+    assert config.dtype != "auto"
     load = partial(
         load_model,
         path,
         dtype=config.dtype,
-        device="cpu" if without_gpu else config.device,
+        device=device_of_workers(config),
         gguf_file=config.gguf_file,
         original_length=config.original_length,
         num_devices=max(1, int(config.gpus_per_worker)),
     )
+    make: ScoringFactory = partial(load_scoring, load=load)
+    if config.ranking_weights != "none":
+        make = partial(load_ranked_scoring, load=load, weights=config.ranking_weights)
     scorer: Scorer
     if config.workers == 0:
-        scorer = LocalScorer(load_scoring(documents, load=load), documents, max_retries=config.retries)
+        scorer = LocalScorer(make(documents), documents, max_retries=config.retries)
     else:
         scorer = RayPool(
-            partial(load_scoring, load=load),
+            make,
             documents,
             num_workers=config.workers,
             min_workers=config.min_workers,

@@ -246,6 +246,18 @@ def test_an_algorithm_that_does_not_exist_or_cannot_serve_is_refused_and_the_kno
             r"^documents\.num_per_candidate must be at most documents\.num_search, got 5 of 4",
         ),
         ({"documents": DocumentsConfig(num_search=4, num_formula=5)}, r"^documents\.num_formula must be at most"),
+        (
+            {"ranking_weights": "int8"},
+            r"^--ranking-weights int8 must go with an algorithm that needs no gradient",
+        ),
+        (
+            {"ranking_weights": "fp8", "algorithm": "cmaes", "dtype": "float32"},
+            r"^--ranking-weights fp8 must go with --dtype bfloat16, got float32\.",
+        ),
+        (
+            {"ranking_weights": "fp8", "algorithm": "cmaes", "device": "cpu"},
+            r"^--ranking-weights fp8 must go with a GPU, got --device cpu\.",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(setting: dict[str, Any], message: str) -> None:

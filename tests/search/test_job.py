@@ -89,6 +89,15 @@ def test_every_measurement_is_stored_and_counted(finished: Path) -> None:
     assert measurements["failure"].isna().all()
 
 
+def test_summary_and_status_say_what_was_computed_and_in_how_much_memory(finished: Path) -> None:
+    speed = Summary.from_json((finished / "summary.json").read_text()).speed
+    assert None not in speed.to_record().values()
+    assert read_status(finished).speed == speed
+    long = read_measurements(finished).query("split != 'original'")
+    assert speed.document_flops == long["flops"].max()
+    assert speed.peak_bytes == long["peak_bytes"].max()
+
+
 def test_the_study_names_formulas_and_origins(finished: Path) -> None:
     storage = JournalStorage(JournalFileBackend(str(finished / JOURNAL)))
     (name,) = optuna.get_all_study_names(storage)

@@ -1,0 +1,46 @@
+"""The device and the precision in which a run's workers compute."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from results.run_directory import RunDirectory
+from search.config import SearchConfig
+from workers.precision import Precision, choose_precision
+
+logger = logging.getLogger(__name__)
+
+
+def with_precision(config: SearchConfig, run_dir: Path) -> SearchConfig:
+    """Return the configuration with a precision in place of auto.
+
+    The driver chooses, once: all workers must measure the same model, also those that join later from other machines,
+    and a run that is taken up must go on with the one that it began with.
+
+    Args:
+        config: The whole search.
+        run_dir: Where the run's results go; it may hold a run to take up.
+
+    Returns:
+        The configuration; its dtype is what the user named, what the run in the folder has, or what is fastest.
+    """
+    if config.dtype != "auto":
+        return config
+    if RunDirectory.holds_run(run_dir):
+        return replace(config, dtype=cast(Precision, RunDirectory.read_config(run_dir)["dtype"]))
+    on_gpus = config.gpus_per_worker > 0 and config.device == "auto"
+    choice = choose_precision("cuda" if on_gpus else device_of_workers(config))
+    logger.info("weights and activations are %s: %s", *choice)
+    return replace(config, dtype=choice.precision)
+
+
+def device_of_workers(config: SearchConfig) -> str:
+    """Return where each worker's model runs, as `load_model` takes it.
+
+    Args:
+        config: The whole search.
+    """
+    # Ray hides no GPU from a worker that asked for none
+    without_gpu = config.workers > 0 and config.gpus_per_worker == 0 and config.device == "auto"
+    return "cpu" if without_gpu else config.device
