@@ -139,7 +139,8 @@ class Ledger:
                     num = len(entry.documents)
                     # a descent follows every gradient: without the steps that look worse it would be a biased one
                     looks = [num] if with_gradient else self._looks(num)
-                    yield Work(entry.asked.factors, self.panels.blocks(entry.documents, looks), with_gradient)
+                    blocks = self.panels.blocks(entry.documents, looks, with_gradient=with_gradient)
+                    yield Work(entry.asked.factors, blocks, with_gradient)
 
         for work, measurements in self._measured(works(), self._goes_on):
             identity = candidate_key(work.factors), tuple(work.documents)

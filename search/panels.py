@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from needles.document import NeedleDocument
+from workers.scorer import WorkerSpeed
 
 Batches = Sequence[tuple[str, ...]]
 """Ids of the documents of each forward."""
@@ -34,27 +35,40 @@ class Panels:
         window = tuple(self.documents[place % len(self.documents)] for place in range(start, start + self.size))
         return window + self.always
 
-    def blocks(self, documents: Sequence[str], looks: Sequence[int]) -> list[Batches]:
+    def blocks(self, documents: Sequence[str], looks: Sequence[int], *, with_gradient: bool = False) -> list[Batches]:
         """Return documents as blocks of batches, so that candidates can be looked at between two blocks.
 
         Args:
             documents: Ids.
             looks: Documents after which there is a look, ascending; what comes after the last is its block.
+            with_gradient: Whether gradients are wanted: those are computed document by document, so that a batch
+                would only keep other workers from a part of it.
         """
         starts = [0, *looks[:-1]]
         ends = [*looks[:-1], len(documents)]
-        return [self._batches(documents[start:end]) for start, end in zip(starts, ends, strict=True)]
+        size = 1 if with_gradient else self.batch_size
+        return [self._batches(documents[start:end], size) for start, end in zip(starts, ends, strict=True)]
 
-    def _batches(self, documents: Sequence[str]) -> Batches:
+    def _batches(self, documents: Sequence[str], size: int) -> Batches:
         lengths = [
             [document for document in documents if (document in self.always) is other] for other in (False, True)
         ]
-        return [batch for same_length in lengths for batch in batches_of(same_length, self.batch_size)]
+        return [batch for same_length in lengths for batch in batches_of(same_length, size)]
 
 
 def batches_of(documents: Sequence[str], batch_size: int) -> list[tuple[str, ...]]:
     """Return the ids of documents of one length, in batches for one forward each."""
     return [tuple(documents[start : start + batch_size]) for start in range(0, len(documents), batch_size)]
+
+
+def common_batch_size(speeds: Sequence[WorkerSpeed], length: int) -> int:
+    """Return how many documents of a length a forward should have, so that no worker gets more than is fastest.
+
+    Args:
+        speeds: What the workers found out.
+        length: Tokens of a document.
+    """
+    return min((speed.batch_sizes.get(length, 1) for speed in speeds), default=1)
 
 
 def by_depth(documents: Sequence[NeedleDocument]) -> tuple[str, ...]:

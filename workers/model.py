@@ -1,22 +1,20 @@
 """Loads any Hugging Face causal LM that rotates, and checks it."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from workers.attention import attention_implementation
+from workers.attention import PREFIX, attention_implementation, attention_shape, choose_kernel, register
+from workers.attention_kernels import kernels
+from workers.fused import fuse
 from workers.geometry import RopeGeometry, rope_geometry, unknown_window
 from workers.model_files import ModelFiles
+from workers.precision import DTYPES, Precision, warn_if_slow
 from workers.rope_patch import RopePatch
-
-Precision = Literal["float32", "bfloat16"]
-"""Precision of weights and activations; frequencies and losses are float32 in both."""
-
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from workers.threads import assigned_cpus, set_threads
+from workers.trimmed import trimming_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,10 @@ class LoadedModel(ModelDescription):
     device: torch.device
     """Where its inputs go; the model may go on to others."""
     attention: str
-    """The attention implementation, as transformers names it."""
+    """The attention kernel of the trimmed forward; of the plain one, transformers' name for it, where it is not
+    trimmed."""
+    is_trimmed: bool
+    """Whether scores may be computed by `trimmed_forward`, which was proved to agree with the plain forward."""
 
 
 def describe_model(path: str, *, gguf_file: str | None = None, original_length: int | None = None) -> ModelDescription:
@@ -95,18 +96,25 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}. Choose one of them.")
+    set_threads(assigned_cpus())
     torch_dtype, torch_device = DTYPES[dtype], _device(device)
+    warn_if_slow(torch_dtype, torch_device)
     _check_num_devices(num_devices, device)
     files = ModelFiles(path, gguf_file)
     geometry, model_class = _checked(files, original_length)
-    attention = attention_implementation(model_class, torch_device, torch_dtype)
     tokenizer = files.tokenizer()
-    model = files.weights(model_class, dtype=torch_dtype, attention=attention, spread=num_devices > 1)
+    plain_attention = attention_implementation(model_class, torch_device, torch_dtype)
+    model = files.weights(model_class, dtype=torch_dtype, attention=plain_attention, spread=num_devices > 1)
     if num_devices > 1:
         torch_device = input_device(model)
     else:
         model.to(torch_device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
+    logger.info("fused kernels: %s", fuse(model))
+    kernel = _attention_kernel(model, torch_device)
+    refusal = trimming_refusal(model, attention=PREFIX + kernel, device=torch_device)
+    if refusal:
+        logger.warning("every forward is a plain one, slower and with more memory: %s", refusal)
     loaded = LoadedModel(
         geometry=geometry,
         tokenizer=tokenizer,
@@ -114,7 +122,8 @@ def load_model(
         patch=RopePatch(model),
         dtype=torch_dtype,
         device=torch_device,
-        attention=attention,
+        attention=plain_attention if refusal else kernel,
+        is_trimmed=not refusal,
     )
     _report(loaded, files.name)
     return loaded
@@ -131,6 +140,13 @@ def input_device(model: PreTrainedModel) -> torch.device:
     """
     weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def _attention_kernel(model: PreTrainedModel, device: torch.device) -> str:
+    """Return the attention kernel of a trimmed forward; transformers knows it by then."""
+    found = kernels(device, model.dtype)
+    register(found)
+    return choose_kernel(found, attention_shape(model.config), device=device, dtype=model.dtype)
 
 
 def _check_num_devices(num_devices: int, device: str) -> None:

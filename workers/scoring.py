@@ -8,7 +8,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from time import perf_counter
 from typing import TypeAlias
 
@@ -20,9 +21,15 @@ from torch.nn import functional
 from needles.document import NeedleDocument
 from results.measurement import Measurement, candidate_key
 from rope.factors import RescaleFactors
+from workers.attention import PREFIX
+from workers.batching import ENOUGH_SECONDS, MOST_DOCUMENTS, fastest_batch_size
+from workers.flops import document_flops
 from workers.gradient import RotationChange, checkpointed_layers, differentiable_rotation
+from workers.memory import check_memory, piece_length
 from workers.model import LoadedModel
 from workers.scorer import Task, failed_measurements, failure_reason, is_out_of_memory
+from workers.speed import peak_bytes, worker_speed
+from workers.trimmed import NotTrimmableError, Trim, trimmed_forward
 
 IGNORED = -100
 """Target of a position that is no answer; torch's own sign for it."""
@@ -66,13 +73,18 @@ class NeedleScoring:
                 factors do not change the logits.
         """
         _check_documents(documents, loaded.model.config.get_text_config().vocab_size)
+        self._loaded = loaded
         self._model = loaded.model
         self._patch = loaded.patch
         self._documents = {document.id: document for document in documents}
         self._token_ids = {document.id: _token_ids(document, loaded.device) for document in documents}
+        check_memory(loaded, longest=max(documents, key=lambda document: document.length))
+        self._patch.check_effect(self._token_ids[documents[0].id][None, :NUM_PROBE_TOKENS])
+        self._flops = cache(self._document_flops)
         # By length of document, tokens; a length that is not here has always fitted
         self._batch_sizes: dict[int, int] = {}
-        self._patch.check_effect(self._token_ids[documents[0].id][None, :NUM_PROBE_TOKENS])
+        self.speed = worker_speed(loaded.device, loaded.dtype, self._fastest_batch_sizes())
+        """What the device can do."""
 
     def score(self, candidate: RescaleFactors, document_ids: Sequence[str]) -> list[Measurement]:
         """Measure factors on documents of equal length, in as few forwards as fit. The model is left as it was loaded.
@@ -154,26 +166,72 @@ class NeedleScoring:
         return self._measurement(candidate, document_id, numbers[0], seconds, gradient=tuple(numbers[1:]))
 
     def _sum_and_gradient(self, document: NeedleDocument, change: RotationChange) -> list[float]:
-        with checkpointed_layers(self._model, document.length):
+        with self._trimmed([document]), checkpointed_layers(self._model, document.length):
             sum_nll = self._nll([document])[0]
             return [sum_nll.item(), *change.gradient(sum_nll / document.num_answer_tokens)]
 
     @torch.inference_mode()
     def _sums_of_nll(self, documents: Sequence[NeedleDocument]) -> list[float]:
-        sums: list[float] = self._nll(documents).tolist()
+        with self._trimmed(documents):
+            sums: list[float] = self._nll(documents).tolist()
         return sums
+
+    def _trimmed(self, documents: Sequence[NeedleDocument]) -> AbstractContextManager[None]:
+        """Compute only what the answers need, where the model allows it."""
+        if not self._loaded.is_trimmed:
+            return nullcontext()
+        trim = Trim(num_kept=_num_kept(documents), piece_length=piece_length(self._model, len(documents)))
+        return trimmed_forward(self._model, trim, attention=PREFIX + self._loaded.attention)
 
     def _nll(self, documents: Sequence[NeedleDocument]) -> Tensor:
         """Return the negative log-likelihood of each document's answers, shape (B,), float64, nats."""
         input_ids_BT = torch.stack([self._token_ids[document.id] for document in documents])
         targets_BA = _answer_targets(input_ids_BT, documents)
-        output = self._model(input_ids=input_ids_BT, use_cache=False, logits_to_keep=targets_BA.shape[1] + 1)
+        # Of a trimmed forward these are all there are
+        output = self._model(input_ids=input_ids_BT, use_cache=False, logits_to_keep=_num_kept(documents))
         logits_BAV = output.logits[:, :-1].to(targets_BA.device, torch.float32)
         nll_BA = functional.cross_entropy(
             logits_BAV.transpose(1, 2), targets_BA, reduction="none", ignore_index=IGNORED
         )
         assert (targets_BA != IGNORED).sum(dim=1).tolist() == [document.num_answer_tokens for document in documents]
         return nll_BA.double().sum(dim=1)
+
+    def _document_flops(self, *, num_tokens: int, num_kept: int, with_gradient: bool) -> float | None:
+        try:
+            return document_flops(self._model, num_tokens=num_tokens, num_kept=num_kept, with_gradient=with_gradient)
+        except NotTrimmableError:  # layers that nobody can tell
+            return None
+
+    def _fastest_batch_sizes(self) -> dict[int, int]:
+        """Measure how many documents of each length go through a GPU fastest.
+
+        On a CPU one document keeps all cores busy, and measurements there would make runs differ that need not.
+        """
+        if self._loaded.device.type != "cuda":
+            return {}
+        by_length: dict[int, list[NeedleDocument]] = {}
+        for document in self._documents.values():
+            by_length.setdefault(document.length, []).append(document)
+        sizes = {
+            length: fastest_batch_size(partial(self._seconds_of, documents), most=min(len(documents), MOST_DOCUMENTS))
+            for length, documents in by_length.items()
+        }
+        for length, size in sizes.items():
+            logger.info("%d documents of %d tokens at once are fastest", size, length)
+        return sizes
+
+    def _seconds_of(self, documents: Sequence[NeedleDocument], num_documents: int) -> float:
+        """Return the time of one forward over the first of these documents."""
+        seconds = 0.0
+        for _ in range(2):  # the first one loads kernels and makes room
+            start = perf_counter()
+            _, shortage = _or_shortage(partial(self._sums_of_nll, documents[:num_documents]))
+            seconds = perf_counter() - start
+            if shortage:
+                raise MemoryError(shortage)
+            if seconds >= ENOUGH_SECONDS:
+                break
+        return seconds
 
     def _measurement(
         self,
@@ -184,6 +242,9 @@ class NeedleScoring:
         gradient: tuple[float, ...] | None = None,
     ) -> Measurement:
         document = self._documents[document_id]
+        flops = self._flops(
+            num_tokens=document.length, num_kept=_num_kept([document]), with_gradient=gradient is not None
+        )
         reason = ""
         if not math.isfinite(sum_nll):
             reason = f"loss is not finite: {sum_nll} over the answer of {document.num_answer_tokens} tokens"
@@ -201,6 +262,8 @@ class NeedleScoring:
             num_tokens=document.num_answer_tokens,
             seconds=seconds,
             gradient=gradient,
+            flops=flops,
+            peak_bytes=peak_bytes(self._loaded.device),
         )
 
 
@@ -224,6 +287,11 @@ def _free_memory() -> None:
 
 def _token_ids(document: NeedleDocument, device: torch.device) -> Tensor:
     return torch.from_numpy(np.asarray(document.token_ids, dtype=np.int64)).to(device)
+
+
+def _num_kept(documents: Sequence[NeedleDocument]) -> int:
+    """Return how many positions at the end a batch needs: from the one before its first answer on."""
+    return max(document.length - document.answer_start for document in documents) + 1
 
 
 def _answer_targets(input_ids_BT: Tensor, documents: Sequence[NeedleDocument]) -> Tensor:

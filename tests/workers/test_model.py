@@ -67,8 +67,8 @@ def test_a_description_says_the_same_without_weights(folder: Path) -> None:
         describe_model(str(folder / "nowhere"))
 
 
-def test_attention_softcapping_is_computed_and_not_left_out(load: Load) -> None:
-    assert load("gemma2").attention == "eager"
+def test_attention_softcapping_is_computed_and_not_left_out_where_a_forward_is_plain(load: Load) -> None:
+    assert load("gemma2").model.config._attn_implementation == "eager"
 
 
 def test_flash_attention_is_for_cuda_and_half_precision_only(load: Load) -> None:

@@ -71,7 +71,7 @@ def native_model(folder: Path, loaded: LoadedModel, parameters: dict[str, Any]) 
     nested = FULL_ATTENTION in config.rope_parameters
     config.rope_parameters = config.rope_parameters | {FULL_ATTENTION: parameters} if nested else parameters
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation=loaded.attention
+        folder, config=config, dtype=torch.float32, attn_implementation=loaded.model.config._attn_implementation
     )
     return model
 
