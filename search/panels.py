@@ -62,10 +62,10 @@ def batches_of(documents: Sequence[str], batch_size: int) -> list[tuple[str, ...
 
 
 def common_batch_size(speeds: Sequence[WorkerSpeed], length: int) -> int:
-    """Return how many documents of a length a forward should have, so that no worker gets more than is fastest.
+    """Return how many documents of a length a forward should have: no more than is fastest for any of these workers.
 
     Args:
-        speeds: What the workers found out.
+        speeds: What the workers that are ready found out; later ones get batches of that size too.
         length: Tokens of a document.
     """
     return min((speed.batch_sizes.get(length, 1) for speed in speeds), default=1)

@@ -20,9 +20,11 @@ from workers.speed import synchronize
 
 PREFIX = "ropewalk "
 """What the names of our kernels begin with among transformers' attention implementations."""
-SCALE, WINDOW = 0.3, 24
-"""What a kernel must agree on before it is used, with as many queries as keys, and with fewer."""
+WINDOW = 24
+"""Sliding window on which a kernel must agree before it is used, beside none."""
 NUM_PROBE_KEYS, NUM_PROBE_QUERIES = 256, 160
+LEAST_GAIN = 1.1
+"""How much faster a kernel must be to be preferred to one that stands before it."""
 NUM_TIMED_KEYS, NUM_TIMED_QUERIES = 16384, 4096
 
 logger = logging.getLogger(__name__)
@@ -73,7 +75,8 @@ def attention_shape(config: PreTrainedConfig) -> AttentionShape:
     return AttentionShape(
         num_heads,
         getattr(text, "num_key_value_heads", None) or num_heads,
-        getattr(text, "head_dim", None) or text.hidden_size // num_heads,
+        # Latent attention calls those of its dimensions that rotate its head_dim
+        getattr(text, "qk_head_dim", None) or getattr(text, "head_dim", None) or text.hidden_size // num_heads,
         getattr(text, "attn_logit_softcapping", None),
     )
 
@@ -108,7 +111,8 @@ def choose_kernel(
         *(NUM_TIMED_QUERIES, NUM_TIMED_KEYS),
         ", ".join(f"{name} {1e3 * time:.2f} ms" for name, time in seconds.items()),
     )
-    return min(seconds, key=seconds.__getitem__)
+    # The first of about equals, so that another worker and another day come to the same choice
+    return next(name for name, time in seconds.items() if time <= LEAST_GAIN * min(seconds.values()))
 
 
 def register(found: Mapping[str, Attend]) -> None:
@@ -149,9 +153,9 @@ def _forward(
 
 def _refusal(attend: Attend, shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> str:
     """Return why a kernel cannot be used; nothing where it agrees with the definition on all probes."""
-    for terms in (AttentionTerms(SCALE, None, shape.softcap), AttentionTerms(SCALE, WINDOW, shape.softcap)):
+    for terms in (_terms(shape, None), _terms(shape, WINDOW)):
         for num_queries in (NUM_PROBE_KEYS, NUM_PROBE_QUERIES):
-            query, key, value = _random(shape, num_queries, NUM_PROBE_KEYS, device, dtype)
+            query, key, value = _random(shape, num_queries, NUM_PROBE_KEYS, device, dtype, num_documents=2)
             expected = plain(query.float(), key.float(), value.float(), terms)
             try:
                 found = attend(query, key, value, terms)
@@ -171,18 +175,27 @@ def _seconds(attend: Attend, shape: AttentionShape, device: torch.device, dtype:
     for _ in range(4):
         synchronize(device)
         start = perf_counter()
-        attend(query, key, value, AttentionTerms(SCALE, None, shape.softcap))
+        attend(query, key, value, _terms(shape, None))
         synchronize(device)
         times.append(perf_counter() - start)
     return min(times[1:])
 
 
+def _terms(shape: AttentionShape, window: int | None) -> AttentionTerms:
+    return AttentionTerms(shape.head_dim**-0.5, window, shape.softcap)
+
+
 def _random(
-    shape: AttentionShape, num_queries: int, num_keys: int, device: torch.device, dtype: torch.dtype
+    shape: AttentionShape,
+    num_queries: int,
+    num_keys: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_documents: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     make = partial(torch.randn, generator=generator, device=device, dtype=dtype)
     # In memory as projections give them: all heads of a position side by side
-    query = make(1, num_queries, shape.num_heads, shape.head_dim)
-    key, value = (make(1, num_keys, shape.num_key_heads, shape.head_dim) for _ in range(2))
+    query = make(num_documents, num_queries, shape.num_heads, shape.head_dim)
+    key, value = (make(num_documents, num_keys, shape.num_key_heads, shape.head_dim) for _ in range(2))
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

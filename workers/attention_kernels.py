@@ -4,6 +4,7 @@ Shapes: B documents, Q queries, K keys, H query heads, G key heads (H is a multi
 queries are those of the last Q of the K positions: query number i sees the keys up to K - Q + i.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
+from workers.precision import CPU_INFO, cpu_instructions
+
 MOST_SCORES = 2**25
 """Scores that are held in memory at once where a kernel does not avoid them: 128 MiB in float32."""
 MOST_MASKED_QUERIES = 1024
@@ -22,12 +25,18 @@ MOST_MASKED_QUERIES = 1024
 
 MIN_CUDNN_QUERIES = 128
 """Queries from which cuDNN's kernel is used."""
+MIN_PRODUCT_QUERIES, MOST_PRODUCT_QUERIES = 32, 64
+"""Queries from which plain products are used, and those of one product."""
+MOST_CACHED_SCORES = 2**24
+"""Scores of one product, fewer queries at a time where there are many keys: they should stay near the processor."""
 FLASH_PACKAGES = {
     "flash-attn 4": "flash_attn.cute",
     "flash-attn 3": "flash_attn_interface",
     "flash-attn 2": "flash_attn",
 }
 """Modules that have a flash_attn_func with the same first arguments."""
+
+logger = logging.getLogger(__name__)
 
 
 class AttentionTerms(NamedTuple):
@@ -57,9 +66,11 @@ def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Attend]:
     Returns:
         At least one kernel; it raises an error of its own where it cannot.
     """
+    if device.type == "cpu" and dtype == torch.bfloat16 and _products_pay():
+        return {"products": products}  # not by time, which a busy CPU tells otherwise every day
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return {"sdpa": sdpa}
-    flash = {name: _flash_function(module) for name, module in FLASH_PACKAGES.items()}
+    flash = {name: _flash_function(name, module) for name, module in FLASH_PACKAGES.items()}
     return {name: function for name, function in flash.items() if function is not None} | {"cudnn": cudnn, "sdpa": sdpa}
 
 
@@ -80,7 +91,10 @@ def plain(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: Atten
     parts = []
     most = max(1, MOST_SCORES // (num_documents * num_heads * num_keys))
     for rows, seen in _blocks(num_queries, num_keys, terms.window, most):
-        scores = grouped[..., rows, :] @ key_BGKD[:, :, None, seen].transpose(-1, -2) * terms.scale
+        queries = grouped[..., rows, :]
+        # The heads of a group are rows of one product: broadcast over them, the keys would be copied for each
+        scores = queries.flatten(2, 3) @ key_BGKD[:, :, seen].transpose(-1, -2) * terms.scale
+        scores = scores.view(*queries.shape[:-1], -1)
         if terms.softcap is not None:
             scores = terms.softcap * torch.tanh(scores / terms.softcap)
         mask_QK = _mask(rows, seen, num_keys - num_queries, terms.window, scores.device)
@@ -88,8 +102,8 @@ def plain(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: Atten
         if terms.sinks is not None:
             sinks = terms.sinks.float().view(1, num_key_heads, -1, 1, 1)
             scores = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), dim=-1)
-        weights = scores.softmax(dim=-1)[..., : seen.stop - seen.start]
-        parts.append(weights.to(value_BGKD.dtype) @ value_BGKD[:, :, None, seen])
+        weights = scores.softmax(dim=-1)[..., : seen.stop - seen.start].to(value_BGKD.dtype)
+        parts.append((weights.flatten(2, 3) @ value_BGKD[:, :, seen]).view(*queries.shape[:-1], -1))
     return torch.cat(parts, dim=-2).flatten(1, 2).transpose(1, 2)
 
 
@@ -127,6 +141,39 @@ def sdpa(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: Attent
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
+def products(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: AttentionTerms) -> Tensor:
+    """Return attention by plain matrix products, for CPUs that multiply bfloat16 much faster than torch's own kernel.
+
+    Scores are rounded to the precision of the keys before the softmax, as in transformers' eager attention.
+
+    Args:
+        query_BHQD, key_BGKD, value_BGKD: Queries, keys and values.
+        terms: The layer's; windows narrower than the keys, caps, sinks, few queries and gradients go to `sdpa`.
+
+    Returns:
+        Attention output, shape (B, Q, H, D).
+    """
+    (num_documents, num_heads, num_queries, _), num_keys = query_BHQD.shape, key_BGKD.shape[2]
+    is_special = (terms.window or num_keys) < num_keys or terms.softcap is not None or terms.sinks is not None
+    if is_special or num_queries < MIN_PRODUCT_QUERIES or torch.is_grad_enabled():
+        return sdpa(query_BHQD, key_BGKD, value_BGKD, terms)
+    group_size = num_heads // key_BGKD.shape[1]
+    keys, values = (part.flatten(0, 1).contiguous() for part in (key_BGKD, value_BGKD))
+    out_BQHD = query_BHQD.new_empty(num_documents, num_queries, num_heads, value_BGKD.shape[-1])
+    most = max(16, min(MOST_PRODUCT_QUERIES, MOST_CACHED_SCORES // (num_documents * num_heads * num_keys)))
+    room = query_BHQD.new_empty(num_documents * num_heads * min(most, num_queries) * num_keys)
+    for rows, seen in _blocks(num_queries, num_keys, None, most):
+        num_rows = rows.stop - rows.start
+        queries = (query_BHQD[:, :, rows] * terms.scale).reshape(len(keys), group_size * num_rows, -1)
+        scores = room[: queries.shape[0] * queries.shape[1] * seen.stop].view(*queries.shape[:2], seen.stop)
+        torch.bmm(queries, keys[:, seen].transpose(1, 2), out=scores)
+        own = scores.view(len(keys), group_size, num_rows, seen.stop)[..., seen.stop - num_rows :]
+        own.masked_fill_(torch.ones_like(own[0, 0], dtype=torch.bool).triu(1), -math.inf)
+        outputs = torch.bmm(scores.softmax(dim=-1), values[:, seen])
+        out_BQHD[:, rows] = outputs.view(num_documents, num_heads, num_rows, -1).transpose(1, 2)
+    return out_BQHD
+
+
 def cudnn(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: AttentionTerms) -> Tensor:
     """Return attention by cuDNN's kernel, the fastest that comes with torch on a Hopper card.
 
@@ -135,7 +182,8 @@ def cudnn(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: Atten
 
     Args:
         query_BHQD, key_BGKD, value_BGKD: Queries, keys and values, on CUDA in half precision.
-        terms: The layer's; sliding windows narrower than the keys, caps and sinks go to `sdpa`.
+        terms: The layer's; windows narrower than the keys, caps, sinks, few queries, and gradients of queries that
+            are not all go to `sdpa`.
 
     Returns:
         Attention output, shape (B, Q, H, D).
@@ -144,6 +192,8 @@ def cudnn(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: Atten
     windowed = terms.window is not None and terms.window < num_keys
     # few queries give the kernel too little to do, and the other one may divide the keys among the processors
     if windowed or terms.softcap is not None or terms.sinks is not None or num_queries < MIN_CUDNN_QUERIES:
+        return sdpa(query_BHQD, key_BGKD, value_BGKD, terms)
+    if num_queries < num_keys and torch.is_grad_enabled():  # torch has no derivative of the logarithms
         return sdpa(query_BHQD, key_BGKD, value_BGKD, terms)
 
     def part(keys: slice, is_causal: bool) -> tuple[Tensor, Tensor]:
@@ -175,11 +225,19 @@ def of_parts(part: Callable[[slice, bool], tuple[Tensor, Tensor]], num_queries: 
     return own_BHQD.float().lerp(before_BHQD.float(), share_BHQ1.float()).to(own_BHQD.dtype)
 
 
-def _flash_function(module: str) -> Attend | None:
+def _products_pay() -> bool:
+    """Return whether this CPU is one on which `products` was faster than torch's kernel: by 1.4 to 1.7 (LOG.md)."""
+    known = cpu_instructions(CPU_INFO)
+    return "avx512_bf16" in known and "amx_bf16" not in known
+
+
+def _flash_function(name: str, module: str) -> Attend | None:
     """Return attention by a package of the flash-attn family; None where it is not there or cannot be loaded."""
     try:
         function = import_module(module).flash_attn_func
-    except (ImportError, OSError, AttributeError, RuntimeError):
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.info("attention by %s is not used: %s", name, reason)
         return None
 
     def flash(query_BHQD: Tensor, key_BGKD: Tensor, value_BGKD: Tensor, terms: AttentionTerms) -> Tensor:
@@ -190,9 +248,12 @@ def _flash_function(module: str) -> Attend | None:
             options["window_size"] = (terms.window - 1, 0)
         if terms.softcap is not None:
             options["softcap"] = terms.softcap
-        found = function(*(part.transpose(1, 2) for part in (query_BHQD, key_BGKD, value_BGKD)), **options)
+        # Latent attention has values of fewer dimensions than its keys
+        num_lacking = query_BHQD.shape[-1] - value_BGKD.shape[-1]
+        value = functional.pad(value_BGKD, (0, num_lacking)) if num_lacking else value_BGKD
+        found = function(*(part.transpose(1, 2) for part in (query_BHQD, key_BGKD, value)), **options)
         out_BQHD: Tensor = found[0] if isinstance(found, tuple) else found
-        return out_BQHD
+        return out_BQHD[..., : value_BGKD.shape[-1]]
 
     return flash
 

@@ -23,7 +23,10 @@ def fastest_batch_size(seconds_of: Callable[[int], float], *, most: int = MOST_D
         A power of two, at least 1.
     """
     size = 1
-    best = seconds_of(1)
+    try:
+        best = seconds_of(1)
+    except MemoryError:  # a failed measurement is to say so, and how short it was
+        return 1
     while 2 * size <= most and best < ENOUGH_SECONDS:
         try:
             seconds = seconds_of(2 * size) / (2 * size)

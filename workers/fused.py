@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from workers.fused_parts import Computation, Forward, Part, PartName, parts_of
+from workers.speed import synchronize
 from workers.trimmed import HALF_TOLERANCE, TOLERANCES
 
 NUM_PROBE_TOKENS = 64
@@ -50,8 +51,11 @@ def fuse(model: PreTrainedModel) -> str:
     Returns:
         What was decided, in words for the log.
     """
-    if any(parameter.device.type != "cuda" for parameter in model.parameters()):
+    devices = {parameter.device for parameter in model.parameters()}
+    if any(device.type != "cuda" for device in devices):
         return "off: the model is not on CUDA"
+    if devices != {torch.device("cuda", torch.cuda.current_device())}:
+        return "off: the model is not on the current device alone, on which liger-kernel computes"
     try:
         return fuse_with(model, [*liger_kernels(), *torch_kernels()])
     except Exception as error:  # noqa: BLE001 - packages raise what they like when they are imported
@@ -205,12 +209,11 @@ def _gain(part: Part, kernel: Kernel) -> float:
 
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:
-    synchronize = partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
-    synchronize()
+    synchronize(device)
     start = perf_counter()
     for _ in range(5):
         compute()
-    synchronize()
+    synchronize(device)
     return perf_counter() - start
 
 

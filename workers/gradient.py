@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from workers.rope_patch import RopePatch, RotarySite, position_ids
+from workers.trimmed import set_forward
 
 NUM_COMPARED_TOKENS = 1024
 """Tokens on which it is found out how a module lays out its pairs; float32 angles are good to 1e-4 there."""
@@ -94,19 +95,11 @@ def checkpointed_layers(model: PreTrainedModel, num_tokens: int) -> Iterator[Non
     with ExitStack() as undo:
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer) and num_bytes > MOST_KEPT_BYTES:
-                undo.callback(_set_forward, layer, layer.__dict__.get("forward"))
+                undo.callback(set_forward, layer, layer.__dict__.get("forward"))
                 # Nothing is random in evaluation mode
                 again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-                _set_forward(layer, again)
+                set_forward(layer, again)
         yield
-
-
-def _set_forward(layer: nn.Module, forward: Callable[..., object] | None) -> None:
-    """Give a layer a forward of its own; None for that of its class."""
-    if forward is None:
-        del layer.forward
-    else:
-        layer.forward = forward
 
 
 def _add_change(

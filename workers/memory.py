@@ -1,5 +1,6 @@
 """How much memory a forward needs beside the weights, told before it starts, and how long its pieces may be."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from workers.attention import attention_shape
 from workers.model import LoadedModel
 from workers.trimmed import NotTrimmableError, decoder_layers
 
-PIECE_BYTES = {"cuda": 3 * 2**30, "cpu": 2**28}
+PIECE_BYTES = {"cuda": 3 * 2**30, "cpu": 2**25}
 """Memory for the activations of one piece in one layer, by kind of device: on a GPU enough tokens that its matrix
-products run at full speed (16,384 of an 8B model), on a CPU no more than that needs."""
+products run at full speed (16,384 of an 8B model), on a CPU about what its cache holds."""
 MIN_PIECE = 256
 """Tokens of the shortest piece."""
 NUM_NORM_COPIES = 4
@@ -154,8 +155,10 @@ def host_bytes(memory_info: Path, cgroup: Path) -> int | None:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     try:
-        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((cgroup / "memory.current").read_text(encoding="ascii")))
+        limit, used = (int((cgroup / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        # Pages of files that were read once, weights among them, count as used; the system drops them when it must
+        pages = re.findall(r"^inactive_file (\d+)$", (cgroup / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
+        found.append(limit - used + sum(map(int, pages)))
     except (OSError, ValueError):  # no such group, or "max": no limit
         pass
     return min(found) if found else None

@@ -108,6 +108,8 @@ def load_model(
     if num_devices > 1:
         torch_device = input_device(model)
     else:
+        if torch_device.index is not None:  # kernels of other packages go by it
+            torch.cuda.set_device(torch_device)
         model.to(torch_device)  # type: ignore[arg-type]
     model.eval().requires_grad_(False)  # type: ignore[no-untyped-call]
     logger.info("fused kernels: %s", fuse(model))

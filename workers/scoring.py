@@ -28,7 +28,7 @@ from workers.gradient import RotationChange, checkpointed_layers, differentiable
 from workers.memory import check_memory, piece_length
 from workers.model import LoadedModel
 from workers.scorer import Task, failed_measurements, failure_reason, is_out_of_memory
-from workers.speed import peak_bytes, worker_speed
+from workers.speed import matmul_ceiling, peak_bytes, worker_speed
 from workers.trimmed import NotTrimmableError, Trim, trimmed_forward
 
 IGNORED = -100
@@ -203,21 +203,23 @@ class NeedleScoring:
             return None
 
     def _fastest_batch_sizes(self) -> dict[int, int]:
-        """Measure how many documents of each length go through a GPU fastest.
+        """Measure how many documents of each length go through a GPU fastest, where one does not fill it by itself.
 
         On a CPU one document keeps all cores busy, and measurements there would make runs differ that need not.
         """
         if self._loaded.device.type != "cuda":
             return {}
+        ceiling = matmul_ceiling(self._loaded.device, self._loaded.dtype)
         by_length: dict[int, list[NeedleDocument]] = {}
         for document in self._documents.values():
             by_length.setdefault(document.length, []).append(document)
-        sizes = {
-            length: fastest_batch_size(partial(self._seconds_of, documents), most=min(len(documents), MOST_DOCUMENTS))
-            for length, documents in by_length.items()
-        }
-        for length, size in sizes.items():
-            logger.info("%d documents of %d tokens at once are fastest", size, length)
+        sizes = {}
+        for length, documents in by_length.items():
+            flops = self._flops(num_tokens=length, num_kept=_num_kept(documents), with_gradient=False) or 0.0
+            if len(documents) > 1 and flops / ceiling < ENOUGH_SECONDS:
+                most = min(len(documents), MOST_DOCUMENTS)
+                sizes[length] = fastest_batch_size(partial(self._seconds_of, documents), most=most)
+                logger.info("%d documents of %d tokens at once are fastest", sizes[length], length)
         return sizes
 
     def _seconds_of(self, documents: Sequence[NeedleDocument], num_documents: int) -> float:

@@ -32,7 +32,8 @@ def worker_speed(device: torch.device, dtype: torch.dtype, batch_sizes: dict[int
     speed = WorkerSpeed(device_name(device), matmul_ceiling(device, dtype), batch_sizes or {})
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
     return speed
 
 

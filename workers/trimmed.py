@@ -48,8 +48,8 @@ def trimmed_forward(model: PreTrainedModel, trim: Trim, *, attention: str) -> It
     """Make the model's forward return the logits of the last positions alone, at their price.
 
     Each layer reads the document piece by piece and writes its output over its input; keys and values of one layer
-    are kept, and only while it works. In the last layer every token gives keys and values, but queries, attention
-    output and MLP are computed for the last positions alone, which are then all that the final norm and the head see.
+    are kept, and only while it works. In the last layer every token gives keys and values, but attention, its output
+    and the MLP are computed for the last positions alone, which are then all that the final norm and the head see.
     The layers' own code computes all of it, so any architecture whose layers hand keys and values to a cache and
     queries to transformers' attention interface is served. With gradients enabled, pieces are whole documents.
 
@@ -126,7 +126,12 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def set_forward(module: nn.Module, forward: Callable[..., object] | None) -> None:
-    """Give a module a forward of its own; None for that of its class."""
+    """Give a module a forward of its own.
+
+    Args:
+        module: Any module.
+        forward: What it computes from now on; None for the forward of its class.
+    """
     if forward is None:
         del module.forward
     else:

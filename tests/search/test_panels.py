@@ -7,7 +7,8 @@ import pytest
 
 from needles.document import NeedleDocument
 from needles.needle import Needle
-from search.panels import Panels, batches_of, by_depth
+from search.panels import Panels, batches_of, by_depth, common_batch_size
+from workers.scorer import WorkerSpeed
 
 
 def make_document(number: int, depth: float) -> NeedleDocument:
@@ -108,3 +109,34 @@ def test_blocks_part_the_documents_and_no_batch_mixes_lengths(batch_size: int, l
 def test_batches_are_full_but_for_the_last() -> None:
     assert batches_of(["a", "b", "c", "d", "e"], 2) == [("a", "b"), ("c", "d"), ("e",)]
     assert batches_of([], 2) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("looks", [[22], [4, 8, 16, 22], [20, 22]])
+def test_gradients_are_asked_for_document_by_document_in_the_order_of_batches(
+    batch_size: int, looks: list[int]
+) -> None:
+    panels = make_panels(40, size=20, num_fresh=1, batch_size=batch_size, always=("short-0", "short-1"))
+    documents = panels.of(3)
+    blocks = panels.blocks(documents, looks, with_gradient=True)
+    assert {len(batch) for block in blocks for batch in block} == {1}
+    together = panels.blocks(documents, looks)
+    for block, other in zip(blocks, together, strict=True):
+        assert [document for batch in block for document in batch] == [name for batch in other for name in batch]
+
+
+def speed(**batch_sizes: int) -> WorkerSpeed:
+    return WorkerSpeed("GPU", 1e12, {int(length[1:]): size for length, size in batch_sizes.items()})
+
+
+def test_a_batch_is_no_larger_than_the_slowest_worker_wants() -> None:
+    speeds = [speed(t128=16, t4096=2), speed(t128=4, t4096=1), speed(t128=8, t4096=4)]
+    assert common_batch_size(speeds, 128) == 4
+    assert common_batch_size(speeds, 4096) == 1
+    assert common_batch_size(speeds[:1], 4096) == 2
+
+
+def test_documents_of_a_length_that_a_worker_did_not_measure_go_one_by_one() -> None:
+    assert common_batch_size([speed(t128=16), speed()], 128) == 1
+    assert common_batch_size([speed(t128=16)], 256) == 1
+    assert common_batch_size([], 128) == 1

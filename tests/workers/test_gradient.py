@@ -134,9 +134,9 @@ def test_the_loss_has_the_bits_of_a_plain_score_and_the_model_is_left_alone(
     attributes = [set(vars(module)) for module in loaded.model.modules()]
     measured = scoring.score_with_gradient(factors, IDS)
     plain = [scoring.score(factors, [document])[0] for document in IDS]
-    assert [replace(measurement, gradient=None, seconds=0.0, flops=None, peak_bytes=None) for measurement in measured] == [
-        replace(measurement, seconds=0.0, flops=None, peak_bytes=None) for measurement in plain
-    ]
+    assert [
+        replace(measurement, gradient=None, seconds=0.0, flops=None, peak_bytes=None) for measurement in measured
+    ] == [replace(measurement, seconds=0.0, flops=None, peak_bytes=None) for measurement in plain]
     assert torch.equal(loaded.model(input_ids).logits, before)
     assert [set(vars(module)) for module in loaded.model.modules()] == attributes
     assert not any(module._forward_hooks for module in loaded.model.modules())
