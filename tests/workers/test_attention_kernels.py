@@ -386,7 +386,8 @@ def test_plain_products_agree_with_the_definition(
     parts, terms = random(shape, dtype), AttentionTerms(SCALE, window)
     with torch.inference_mode():
         found = products(*parts, terms)
-    expected = plain(*(part.float() for part in parts), terms)
+    query, key, value = (part.float() for part in parts)
+    expected = plain(query, key, value, terms)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.float(), expected, atol=TOLERANCES[dtype], rtol=0.0)
 
