@@ -105,10 +105,11 @@ def check_memory(loaded: LoadedModel, longest: NeedleDocument) -> None:
     if needed(longest.length) <= available:
         return
     fitting = _longest(needed, longest.length, available)
+    fits = f"Up to about {fitting} tokens fit" if fitting else "Not even 1024 tokens fit"
     raise ValueError(
-        f"a document of {longest.length} tokens must fit the memory beside the weights, got {available / GIGABYTE:.1f} "
-        f"GB free on {loaded.device} where about {needed(longest.length) / GIGABYTE:.1f} GB are needed. Up to about "
-        f"{fitting} tokens fit; lower --target-length, free memory, or spread the model with --gpus-per-worker."
+        f"a document of {longest.length} tokens must fit the memory beside the weights, got {available / GIGABYTE:.3g} "
+        f"GB free on {loaded.device} where about {needed(longest.length) / GIGABYTE:.3g} GB are needed. {fits}; lower "
+        "--target-length, free memory, or spread the model with --gpus-per-worker."
     )
 
 
