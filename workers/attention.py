@@ -81,6 +81,7 @@ def attention_shape(config: PreTrainedConfig) -> AttentionShape:
     )
 
 
+@torch.inference_mode()  # as in scoring: with gradients some kernels hand over to others
 def choose_kernel(
     found: Mapping[str, Attend], shape: AttentionShape, *, device: torch.device, dtype: torch.dtype
 ) -> str:

@@ -33,6 +33,9 @@ def piece_length(model: PreTrainedModel, num_documents: int) -> int:
     Args:
         model: The model.
         num_documents: Documents in the forward.
+
+    Raises:
+        NotTrimmableError: The model's layers cannot be told.
     """
     budget = PIECE_BYTES.get(_device(model).type, PIECE_BYTES["cpu"])
     most = budget // (num_documents * activation_bytes(model))
@@ -53,6 +56,9 @@ def forward_bytes(
 
     Returns:
         Bytes; attention kernels are taken to need none of their own.
+
+    Raises:
+        NotTrimmableError: The model's layers cannot be told.
     """
     config = model.config.get_text_config()
     shape = attention_shape(config)
@@ -72,6 +78,9 @@ def activation_bytes(model: PreTrainedModel) -> int:
 
     Args:
         model: The model.
+
+    Raises:
+        NotTrimmableError: Its layers cannot be told.
     """
     config = model.config.get_text_config()
     num_chosen = getattr(config, "num_experts_per_tok", None) or 1

@@ -69,8 +69,8 @@ class NeedleScoring:
             documents: What it may be asked to read; ids distinct.
 
         Raises:
-            ValueError: There is no document, two have the same id, one holds a token that the model does not know, or
-                factors do not change the logits.
+            ValueError: There is no document, two have the same id, one holds a token that the model does not know, the
+                longest does not fit the memory, or factors do not change the logits.
         """
         _check_documents(documents, loaded.model.config.get_text_config().vocab_size)
         self._loaded = loaded

@@ -173,8 +173,7 @@ class _Reader:
         return out_BTN
 
     def _call(self, hidden_states: Tensor, kwargs: Mapping[str, object], piece: slice) -> Tensor:
-        num_tokens = hidden_states.shape[1]
-        own = {name: _piece_of(value, name, piece, num_tokens) for name, value in kwargs.items()}
+        own = {name: _piece_of(value, name, piece) for name, value in kwargs.items()}
         piece_BTN = self._forward(hidden_states[:, piece], **own)
         if not isinstance(piece_BTN, Tensor):
             raise NotTrimmableError(f"a layer returns {type(piece_BTN).__name__}, not its hidden states")
@@ -231,7 +230,7 @@ def _pieces(start: int, end: int, length: int) -> Iterator[slice]:
         yield slice(begin, min(begin + length, end))
 
 
-def _piece_of(value: object, name: str, piece: slice, num_tokens: int) -> object:
+def _piece_of(value: object, name: str, piece: slice) -> object:
     """Return the part of an argument that belongs to a piece."""
     if isinstance(value, Tensor) and name in LENGTHWISE:
         # the positions are the last dimension but for cos and sin, which have one more

@@ -111,6 +111,13 @@ def test_a_cap_of_the_scores_is_asked_for_where_the_model_has_one(caplog: pytest
     assert "attention by without cap is not used: its output differs by " in caplog.text
 
 
+def test_kernels_are_tried_without_gradients_as_scoring_calls_them(caplog: pytest.LogCaptureFixture) -> None:
+    def gradients_are_off(query: Tensor, key: Tensor, value: Tensor, terms: AttentionTerms) -> Tensor:
+        return sdpa(query, key, value, terms) * (1.0 - torch.is_grad_enabled())
+
+    assert choose(caplog, {"without gradients": gradients_are_off, "sdpa": slow}) == "without gradients"
+
+
 @pytest.mark.parametrize("slow_first", [True, False])
 def test_the_faster_of_two_that_agree_is_taken(caplog: pytest.LogCaptureFixture, slow_first: bool) -> None:
     found = {"slow": slow, "fast": sdpa} if slow_first else {"fast": sdpa, "slow": slow}
