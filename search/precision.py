@@ -7,7 +7,7 @@ from typing import cast
 
 from results.run_directory import RunDirectory
 from search.config import SearchConfig
-from workers.precision import Precision, choose_precision
+from workers.precision import DTYPES, Precision, choose_precision
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,9 @@ def with_precision(config: SearchConfig, run_dir: Path) -> SearchConfig:
     """
     if config.dtype != "auto":
         return config
-    if RunDirectory.holds_run(run_dir):
-        return replace(config, dtype=cast(Precision, RunDirectory.read_config(run_dir)["dtype"]))
+    before = RunDirectory.read_config(run_dir).get("dtype") if RunDirectory.holds_run(run_dir) else None
+    if before in DTYPES:  # what holds no precision is another program's, and refused as such
+        return replace(config, dtype=cast(Precision, before))
     on_gpus = config.gpus_per_worker > 0 and config.device == "auto"
     choice = choose_precision("cuda" if on_gpus else device_of_workers(config))
     logger.info("weights and activations are %s: %s", *choice)

@@ -130,7 +130,9 @@ def test_each_split_has_its_model_in_whatever_order_documents_are_asked_for(
         for document in splits
     }
     for ids in (["document-3", "document-0", "document-2"], ["document-1"], ["document-2"], []):
-        assert [found.sum_nll for found in scoring.score(factors, ids)] == [expected[name].sum_nll for name in ids]
+        losses = [found.sum_nll for found in scoring.score(factors, ids)]
+        # A batch keeps the positions from its longest answer on, and products of other sizes round otherwise
+        assert losses == pytest.approx([expected[name].sum_nll for name in ids], rel=1e-6)
 
 
 def test_a_split_without_documents_needs_no_scoring(load: Load, make_factors: MakeFactors, splits: Documents) -> None:
