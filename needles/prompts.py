@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from needles.chat import parted_message
 from needles.needle import Needle
 from needles.tokenizer import Tokenizer
 
@@ -13,6 +14,7 @@ _QUESTION = "\nWhat is the special magic number for {key} mentioned in the provi
 _ANSWER_PREFIX = "The special magic number for {key} mentioned in the provided text is"
 _FURTHER = f"{_QUESTION} {_ANSWER_PREFIX}"
 _KEY = "{key}"
+_PLACE = "HAYSTACK"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +53,6 @@ def chat_prompt(tokenizer: Tokenizer) -> Prompt:
     Raises:
         ValueError: the tokenizer has no chat template, or one that leaves out the user's message.
     """
-    placeholder = "HAYSTACK"
-    message = {"role": "user", "content": f"{_TASK}{placeholder}{_QUESTION}"}
-    before, found, after = _apply_template(tokenizer, message).partition(placeholder)
-    if not found:
-        raise ValueError(
-            "the chat template must repeat the user's message, got a text without it. Use the base prompt."
-        )
+    before, after = parted_message(tokenizer, f"{_TASK}{_PLACE}{_QUESTION}", _PLACE)
     space = "" if after[-1:].isspace() else " "
     return Prompt(name="ruler-chat", before=before, after=f"{after}{space}{_ANSWER_PREFIX}", add_special_tokens=False)
-
-
-def _apply_template(tokenizer: Tokenizer, message: dict[str, str]) -> str:
-    try:
-        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    except ValueError as error:
-        raise ValueError(
-            "a chat prompt needs a tokenizer with a chat template, got none. Use the base prompt."
-        ) from error
-    assert isinstance(text, str)
-    return text

@@ -11,6 +11,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
@@ -23,6 +24,7 @@ from results.run_lock import is_locked
 from results.status import describe, read_status
 from results.urls import without_password
 from search.config import FINGERPRINT, SearchConfig
+from search.evaluation_config import EvaluationConfig
 from search.place import run_directory_path
 
 DESCRIPTION = "Find the RoPE rescale factors that let a language model read beyond its training window."
@@ -48,11 +50,38 @@ def build_search_parser() -> ArgumentParser:
     return parser
 
 
+def _build_evaluation_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False, allow_abbrev=False, description="Let factors and formulas answer the same questions."
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; later options win")
+    parser.add_class_arguments(EvaluationConfig)
+    return parser
+
+
 def _build_status_parser() -> ArgumentParser:
     parser = _DashedParser(
         exit_on_error=False, allow_abbrev=False, description="Say how far a run is, and whether its driver lives."
     )
     parser.add_argument("run", type=str, help="run directory")
+    return parser
+
+
+def _build_comparison_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False, allow_abbrev=False, description="Print the results of finished runs side by side."
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="run directories of searches and evaluations")
+    parser.add_argument("--format", type=Literal["table", "csv", "json"], default="table", help="how it is written")
+    return parser
+
+
+def _build_report_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False, allow_abbrev=False, description="Write one HTML file about runs, finished or not."
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="run directories")
+    parser.add_argument("--output", type=str, default="report.html", help="file to write (default: report.html)")
     return parser
 
 
@@ -62,7 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _DashedParser(prog="ropewalk", exit_on_error=False, allow_abbrev=False, description=DESCRIPTION)
     commands = parser.add_subcommands(dest="command")
     commands.add_subcommand("search", search, help="search factors for a target length")
+    commands.add_subcommand("evaluate", _build_evaluation_parser(), help="measure factors on tasks")
     commands.add_subcommand("status", _build_status_parser(), help="say how far a run is")
+    commands.add_subcommand("compare", _build_comparison_parser(), help="print results across runs")
+    commands.add_subcommand("report", _build_report_parser(), help="write an HTML file about runs")
     words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         if words[:1] == ["search"] and _is_resume(words):
@@ -70,6 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser.instantiate(parser.parse_args(words))
         if options.command == "status":
             _show_status(Path(options.status.run).expanduser().absolute())
+        elif options.command == "evaluate":
+            settings = {field.name: options.evaluate[field.name] for field in fields(EvaluationConfig)}
+            _evaluate(EvaluationConfig(**settings))
+        elif options.command == "compare":
+            _compare(options.compare.runs, options.compare.format)
+        elif options.command == "report":
+            _write_report(options.report.runs, options.report.output)
         else:
             config = SearchConfig(**{field.name: options.search[field.name] for field in fields(SearchConfig)})
             _search(config)
@@ -93,8 +132,28 @@ def _search(config: SearchConfig) -> None:
         raise ValueError(str(error)) from error
 
 
+def _evaluate(config: EvaluationConfig) -> None:
+    from search.evaluation import run_evaluation  # imports torch
+
+    _set_up_logging()
+    run_evaluation(config)
+
+
 def _show_status(run: Path) -> None:
     sys.stdout.write(describe(read_status(run), alive=is_locked(run), path=run) + "\n")
+
+
+def _compare(runs: Sequence[str], kind: Literal["table", "csv", "json"]) -> None:
+    from results.comparison import compare, written  # imports pandas: time that a typing error should not take
+
+    paths = [Path(run).expanduser().absolute() for run in dict.fromkeys(runs)]
+    sys.stdout.write(written(compare(paths), kind))
+
+
+def _write_report(runs: Sequence[str], output: str) -> None:
+    from search.report_command import write_run_report  # imports pandas: time that a typing error should not take
+
+    write_run_report(runs, output)
 
 
 def _is_resume(words: Sequence[str]) -> bool:

@@ -1,0 +1,1 @@
+"""RULER's tasks, one family a file."""

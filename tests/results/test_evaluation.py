@@ -1,0 +1,72 @@
+"""Scores of an evaluation: nothing lost by a kill, sums and counts that a table by hand has too."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from results.evaluation import LINES, TABLE, SampleScore, ScoreStore, mean_scores
+
+SCORE = SampleScore(
+    contender="yarn",
+    candidate="0123456789abcdef",
+    task="passkey",
+    sample="sample-0",
+    length=1024,
+    depth=0.5,
+    score=1.0,
+    text="12345\n<b>é</b>",
+    num_generated=8,
+    seconds=0.25,
+)
+
+
+def numbered(number: int, **changes: object) -> SampleScore:
+    return replace(SCORE, sample=f"sample-{number}", **changes)  # type: ignore[arg-type]
+
+
+def test_what_was_added_is_there_in_its_order_after_a_kill(tmp_path: Path) -> None:
+    scores = [numbered(0), numbered(1, depth=None, score=0.25), numbered(2, text="")]
+    ScoreStore(tmp_path).add(scores[:1])
+    ScoreStore(tmp_path).add(scores[1:])
+    assert ScoreStore(tmp_path).recover() == scores
+    assert len({score.key for score in scores}) == 3
+
+
+def test_a_torn_line_is_cut_off_and_the_next_score_follows_the_last_whole_one(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    store.add([numbered(0), numbered(1)])
+    whole = (tmp_path / LINES).read_bytes()
+    for num_bytes in range(len(whole) // 2 + 1, len(whole)):
+        (tmp_path / LINES).write_bytes(whole[:num_bytes])
+        assert ScoreStore(tmp_path).recover() == [numbered(0)]
+        store.add([numbered(2)])
+        assert ScoreStore(tmp_path).recover() == [numbered(0), numbered(2)]
+
+
+def test_an_evaluation_without_scores_is_an_empty_table(tmp_path: Path) -> None:
+    assert ScoreStore(tmp_path).recover() == []
+    assert list(ScoreStore(tmp_path).finish().columns) == list(SCORE.__dataclass_fields__)
+    assert pd.read_parquet(tmp_path / TABLE).empty
+
+
+def test_the_table_holds_every_score_and_its_means_are_those_by_hand(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    store.add([numbered(0), numbered(1, score=0.5), numbered(0, length=2048, score=0.0)])
+    store.add([numbered(0, contender="none", candidate="f" * 16, score=0.25)])
+    frame = store.finish()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / TABLE), frame)
+    rows = mean_scores(frame).itertuples(index=False, name=None)
+    assert list(rows) == [
+        ("yarn", "passkey", 1024, 1.5, 2, 0.75),
+        ("yarn", "passkey", 2048, 0.0, 1, 0.0),
+        ("none", "passkey", 1024, 0.25, 1, 0.25),
+    ]
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "no JSON", '{"contender": "x"}'])
+def test_a_line_that_is_no_score_is_refused_in_one_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / LINES).write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"^\S*scores\.jsonl must hold the scores that Ropewalk writes, got a line"):
+        ScoreStore(tmp_path).recover()

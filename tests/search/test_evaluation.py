@@ -1,0 +1,146 @@
+"""`ropewalk evaluate` on the reference model: what it answers, what a kill leaves, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from results.evaluation import LINES, TABLE
+from rope.methods import METHODS
+from search.cli import main
+from search.evaluation_config import EvaluationConfig
+
+REFERENCE = Path(__file__).parents[2] / "workers" / "reference"
+WINDOW = 256
+
+
+def arguments(run_dir: Path, **changes: object) -> list[str]:
+    settings: dict[str, object] = {
+        "model": REFERENCE / "model",
+        "corpus": REFERENCE / "tom_sawyer.txt",
+        "methods": "none,yarn",
+        "tasks": "niah_single_2,passkey",
+        "lengths": "256,1024",
+        "num-samples": 2,
+        "dtype": "float32",
+        "run-dir": run_dir,
+    } | changes
+    return ["evaluate", *(f"--{name}={value}" for name, value in settings.items() if value is not None)]
+
+
+def read(run_dir: Path) -> pd.DataFrame:
+    return pd.read_parquet(run_dir / TABLE).drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("evaluation") / "run"
+    assert main(arguments(run_dir)) == 0
+    return run_dir
+
+
+def test_the_reference_model_answers_in_its_window_and_beyond_with_yarn_alone(finished: Path) -> None:
+    frame = read(finished)
+    assert len(frame) == 2 * 2 * 2 * 2
+    means = frame.groupby(["contender", "length"])["score"].mean()
+    assert means["none", WINDOW] == means["yarn", WINDOW] == 1.0
+    assert means["none", 4 * WINDOW] == 0.0
+    assert means["yarn", 4 * WINDOW] >= 0.5
+    inside = frame[frame["length"] == WINDOW].pivot(index=["task", "sample"], columns="contender", values="text")
+    # Inside the window every contender is the model as it was loaded
+    assert (inside["none"] == inside["yarn"]).all()
+
+
+def test_scores_do_not_depend_on_the_batch(finished: Path, tmp_path: Path) -> None:
+    assert main(arguments(tmp_path / "run", **{"batch-size": 1})) == 0
+    pd.testing.assert_frame_equal(read(tmp_path / "run"), read(finished))
+
+
+def test_a_killed_evaluation_goes_on_where_it_was_and_answers_nothing_twice(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert main(arguments(run_dir)) == 0
+    lines = (run_dir / LINES).read_bytes().splitlines(keepends=True)
+    (run_dir / TABLE).unlink()
+    before = [json.loads(line) for line in lines[:5]]
+    (run_dir / LINES).write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    assert main(arguments(run_dir)) == 0
+    after = [json.loads(line) for line in (run_dir / LINES).read_bytes().splitlines()]
+    assert after[:5] == before  # their times too
+    order = ["contender", "task", "length", "sample"]
+    pd.testing.assert_frame_equal(
+        read(run_dir).sort_values(order, ignore_index=True), read(finished).sort_values(order, ignore_index=True)
+    )
+
+
+def test_factors_of_a_file_stand_beside_the_formulas_and_lengths_beyond_them_are_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((REFERENCE / "model" / "config.json").read_text())
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    factors = METHODS["yarn"](head_dim, 500.0, original_length=WINDOW, target_length=2 * WINDOW)
+    factors.save(tmp_path / "mine.json")
+    changes = {"factors": tmp_path / "mine.json", "methods": "none", "tasks": "passkey", "lengths": "512,1024"}
+    assert main(arguments(tmp_path / "run", **changes)) == 0
+    assert set(read(tmp_path / "run")["contender"]) == {"none", "mine"}
+    assert "mine.json is for 512 tokens, and lengths beyond are marked *" in caplog.text
+    shown = [line for line in capsys.readouterr().out.splitlines() if "│ mine" in line]
+    assert shown
+    assert all(line.rstrip().endswith("*") for line in shown)
+
+
+def test_tasks_that_nobody_named_and_that_cannot_be_built_are_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"tasks": None, "methods": "none", "lengths": "300", "num-samples": 1}
+    assert main(arguments(tmp_path / "run", **changes)) == 0
+    assert "qa_1 is left out, and is in no average: it needs a squad file, and none was given" in caplog.text
+    assert "vt is left out, and is in no average: length must be at least" in caplog.text
+    assert "vt" not in set(read(tmp_path / "run")["task"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": "niah"}, "--tasks must be among niah_single_1, "),
+        ({"tasks": "qa_1"}, "task qa_1 cannot be built, it needs a squad file, and none was given. Give it, or drop"),
+        ({"tasks": "vt"}, "length must be at least "),
+        ({"lengths": "0"}, "--lengths must be numbers of tokens above 0, got '0'. Write 4096,8192."),
+        ({"lengths": "256,256"}, "--lengths must be distinct, got 256, 256. Drop what is there twice."),
+        ({"methods": "best"}, "--methods must be among none, linear, "),
+        ({"methods": ","}, "an evaluation must have --factors or --methods, got neither. Give one of them."),
+        ({"num-samples": 0}, "--num-samples must be at least 1, got 0. Raise it."),
+        ({"factors": "nowhere.json"}, "nowhere.json: factors must be in a readable file, got: No such file"),
+        ({"model": "nowhere"}, "--model must be a folder, a .gguf file, or a hub id"),
+        ({"corpus": "nowhere.txt"}, "nowhere.txt"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_line_and_leaves_nothing(
+    changes: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path / "run", **changes)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("ropewalk: error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_factors_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    METHODS["yarn"](64, 1e4, original_length=WINDOW, target_length=1024).save(tmp_path / "other.json")
+    assert main(arguments(tmp_path / "run", factors=tmp_path / "other.json")) == 2
+    assert "other.json: " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_evaluation_in_the_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / LINES).read_bytes()
+    assert main(arguments(finished, methods="none")) == 2
+    assert "must keep its configuration, got another value of methods" in capsys.readouterr().err
+    assert (finished / LINES).read_bytes() == before
+
+
+def test_lists_are_words_with_commas_between_them() -> None:
+    config = EvaluationConfig(model="m", lengths="256, 1024,", factors="a.json,b", tasks="")
+    assert config.token_lengths == [256, 1024]
+    assert (config.factor_files, config.method_names, config.task_names) == (["a.json", "b"], ["none"], [])
