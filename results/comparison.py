@@ -10,10 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from results.evaluation import TABLE, mean_scores
-from results.summary import Summary
-
-SUMMARY = "summary.json"
-"""What a finished search leaves."""
+from results.summary import SUMMARY, Summary
 
 Format = Literal["table", "csv", "json"]
 """How a table is written."""
@@ -77,7 +74,9 @@ def _scores(run: Path) -> pd.DataFrame:
     try:
         means = mean_scores(pd.read_parquet(run / TABLE))
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{run / TABLE} must hold the scores that Ropewalk writes, got: {error}") from error
+        raise ValueError(
+            f"{run / TABLE} must hold the scores that Ropewalk writes, got: {error}. Run the evaluation again."
+        ) from error
     named = means.rename(columns={"contender": "factors", "count": "num_samples"})
     return named.assign(run=run.name, value=100.0 * means["mean"], unit="percent")
 

@@ -34,8 +34,8 @@ class SampleScore:
     """Tokens of prompt and answer together."""
     depth: float | None
     """Where the needle lies, 0..1; None where there is none."""
-    score: float
-    """The task's own metric, 0..1."""
+    score: float | None
+    """The task's own metric, 0..1; None where the model's logits were no numbers."""
     text: str
     """What was generated."""
     num_generated: int
@@ -45,8 +45,8 @@ class SampleScore:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What tells it from every other score of an evaluation."""
-        return self.candidate, self.task, self.length, self.sample
+        """What tells it from every other score of an evaluation; two contenders may have the same factors."""
+        return self.contender, self.task, self.length, self.sample
 
 
 class ScoreStore:
@@ -114,10 +114,17 @@ def mean_scores(scores: pd.DataFrame) -> pd.DataFrame:
         scores: As `ScoreStore.finish` returns them.
 
     Returns:
-        Columns contender, task, length, sum, count, mean; contenders and tasks in the order of their first score.
+        Columns contender, task, length, sum, count, mean; contenders and tasks in the order of their first score. Sum
+        and mean are NaN where an answer has no score.
     """
-    groups = scores.groupby(["contender", "task", "length"], sort=False)["score"]
-    return groups.agg(["sum", "count", "mean"]).reset_index()
+    groups = scores.assign(score=scores["score"].astype(float)).groupby(["contender", "task", "length"], sort=False)
+    means = groups["score"].agg([_sum, "size"]).reset_index()
+    means = means.rename(columns={"_sum": "sum", "size": "count"})
+    return means.assign(mean=means["sum"] / means["count"])
+
+
+def _sum(scores: "pd.Series[float]") -> float:
+    return float(scores.sum(skipna=False))
 
 
 def _score(line: bytes, path: Path) -> SampleScore:

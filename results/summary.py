@@ -9,6 +9,8 @@ from typing import Any, Literal
 from results.speed import Speed
 from results.versioned_json import finite_or_none, parsed
 
+SUMMARY = "summary.json"
+"""Name of the summary in the run directory; written last: a run directory that holds it is finished."""
 SCHEMA_VERSION = 3
 
 

@@ -1,5 +1,6 @@
 """A whole evaluation: factors and formulas answer the same samples, and a table shows them side by side."""
 
+import hashlib
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from needles.corpus import NOISE
+from needles.corpus import NOISE, read_split
 from needles.grid import TASK as GRID
 from needles.grid import build_grid
 from needles.metrics import string_match_all
@@ -34,6 +35,7 @@ from rope.methods import METHODS, PAPER_TEMPERATURE
 from rope.temperature import attention_temperature
 from search.evaluation_config import EvaluationConfig
 from search.place import run_directory_path
+from search.preparation import model_fingerprint
 from workers.evaluate import Contender, Metric, score_samples
 from workers.geometry import RopeGeometry
 from workers.model import LoadedModel, load_model
@@ -79,7 +81,8 @@ def run_evaluation(config: EvaluationConfig) -> pd.DataFrame:
     samples = _all_samples(config, loaded, names)
     with ExitStack() as stack:
         is_resumed = RunDirectory.holds_run(path)
-        run = RunDirectory.create(path, asdict(config), resume=is_resumed, may_change=MAY_CHANGE)
+        settings = asdict(config) | _fingerprints(config, contenders, samples)
+        run = RunDirectory.create(path, settings, resume=is_resumed, may_change=MAY_CHANGE)
         stack.enter_context(RunLock(run.path))
         logger.info("results go to %s", run.path)
         store = ScoreStore(run.path)
@@ -104,13 +107,26 @@ def _answered(
     """Yield the scores of what is not known yet; the bar tells how far that is."""
     bar = progress.add_task("", total=len(contenders) * len(samples))
     for contender in contenders:
-        key = candidate_key(contender.factors)
-        left = [sample for sample in samples if (key, sample.task, sample.length, sample.id) not in known]
+        left = [sample for sample in samples if (contender.name, sample.task, sample.length, sample.id) not in known]
         progress.advance(bar, len(samples) - len(left))
         for scores in score_samples(loaded, contender, left, metric_of=_metric, batch_size=config.batch_size):
             progress.update(bar, description=f"{contender.name}, {scores[0].task}, {scores[0].length} tokens")
             progress.advance(bar, len(scores))
             yield scores
+
+
+def _fingerprints(
+    config: EvaluationConfig, contenders: Sequence[Contender], samples: Sequence[Sample]
+) -> dict[str, object]:
+    """Return what an evaluation that is taken up must share with its beginning, whatever its files are called."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.task} {sample.length} {sample.id} ".encode() + sample.token_ids.tobytes())
+    return {
+        "model_fingerprint": model_fingerprint(config.model),
+        "contenders": {contender.name: candidate_key(contender.factors) for contender in contenders},
+        "samples_sha256": digest.hexdigest(),
+    }
 
 
 def _task_names(config: EvaluationConfig) -> list[str]:
@@ -171,6 +187,8 @@ def _formula(name: str, geometry: RopeGeometry, original_length: int, target_len
 
 def _all_samples(config: EvaluationConfig, loaded: LoadedModel, names: Sequence[str]) -> list[Sample]:
     """Return every sample; of tasks that nobody named, those that cannot be built at all lengths are left out."""
+    if config.corpus is not None:
+        read_split(config.corpus, "heldout", num_characters=1)  # a corpus that cannot be read is no task's fault
     found: list[Sample] = []
     for name in names:
         try:
@@ -243,5 +261,9 @@ def _show(means: pd.DataFrame, contenders: Sequence[Contender], console: Console
                 for length in lengths
             ]
             table.add_row(task, contender.name, *cells)
-    table.caption = f"{BEYOND}: longer than the factors are for. all: mean over the {len(tasks)} tasks above."
+    missing = [name for name in [*TASKS, GRID, PASSKEY] if name not in tasks]
+    table.caption = (
+        f"{BEYOND}: longer than the factors are for. all: mean over the {len(tasks)} tasks above; "
+        f"not measured: {', '.join(missing) or 'none'}."
+    )
     console.print(table)

@@ -29,7 +29,7 @@ class EvaluationConfig:
     num_samples: int = 10
     """Samples of each task and length; of the task niah_grid, of each of its five depths too."""
     corpus: str | None = None
-    """Text of the haystacks: file or folder; tasks that need one are left out without it."""
+    """Text of the haystacks: file or folder; default: RULER's noise sentences, over and over, for essays too."""
     squad: str | None = None
     """SQuAD's JSON file, for RULER's qa_1."""
     hotpotqa: str | None = None

@@ -22,7 +22,7 @@ from results.run_directory import RunDirectory
 from results.run_lock import RunLock
 from results.status import read_status, write_status
 from results.store import MeasurementStore
-from results.summary import Summary
+from results.summary import SUMMARY, Summary
 from results.urls import without_password
 from rope.factors import RescaleFactors
 from search.config import FINGERPRINT, MAY_CHANGE, SearchConfig, resolved_config
@@ -59,9 +59,6 @@ from search.study import Trials, check_new, open_storage, open_study
 from search.verdict import show
 from workers.model import ModelDescription, describe_model
 from workers.scorer import Scorer
-
-SUMMARY = "summary.json"
-"""Written last: a run directory that holds it is finished."""
 
 logger = logging.getLogger(__name__)
 

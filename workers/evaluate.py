@@ -10,8 +10,9 @@ from results.evaluation import SampleScore
 from results.measurement import candidate_key
 from rope.factors import RescaleFactors
 from workers.decoding import Decoding
-from workers.generate import generate
+from workers.generate import Generation, generate
 from workers.model import LoadedModel
+from workers.scorer import failure_reason, is_out_of_memory
 
 Metric: TypeAlias = Callable[[str, Sequence[str]], float]
 """Scores a generated text by the answers that belong in it, 0..1."""
@@ -48,6 +49,7 @@ def score_samples(
 
     Raises:
         ValueError: As `generate` does.
+        MemoryError: A batch does not fit.
     """
     candidate = candidate_key(contender.factors)
     for (task, num_generated, _), alike in groupby(
@@ -58,13 +60,7 @@ def score_samples(
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             begun = perf_counter()
-            generated = generate(
-                loaded.model,
-                [sample.token_ids for sample in batch],
-                decoding,
-                long=contender.factors,
-                original_length=loaded.geometry.original_length,
-            )
+            generated = _generated(loaded, contender.factors, batch, decoding)
             seconds = (perf_counter() - begun) / len(batch)
             texts = [_text(loaded, generation.token_ids) for generation in generated]
             yield [
@@ -75,13 +71,29 @@ def score_samples(
                     sample=sample.id,
                     length=sample.length,
                     depth=sample.depth,
-                    score=metric_of(task)(text, sample.answers),
+                    score=None if generation.ended == "not finite" else metric_of(task)(text, sample.answers),
                     text=text,
                     num_generated=len(generation.token_ids),
                     seconds=seconds,
                 )
                 for sample, text, generation in zip(batch, texts, generated, strict=True)
             ]
+
+
+def _generated(
+    loaded: LoadedModel, factors: RescaleFactors, batch: Sequence[Sample], decoding: Decoding
+) -> list[Generation]:
+    prompts = [sample.token_ids for sample in batch]
+    original_length = loaded.geometry.original_length
+    try:
+        return generate(loaded.model, prompts, decoding, long=factors, original_length=original_length)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"memory must hold {len(batch)} samples of {batch[0].length} tokens at once, got: {failure_reason(error)}. "
+            "Lower --batch-size or --lengths."
+        ) from error
 
 
 def _text(loaded: LoadedModel, token_ids: list[int]) -> str:

@@ -201,7 +201,10 @@ def read_record(path: Path, *, candidates: Sequence[Candidate] = (), notes: Sequ
     config = RunDirectory.read_config(path)
     measurements = read_measurements(path)
     if measurements.empty:
-        raise ValueError(f"{path} must hold measurements, got an empty run. Wait for its first documents.")
+        raise ValueError(
+            f"{path} must hold the measurements of a search, got an empty run. Wait for its first documents, or give "
+            "another folder."
+        )
     summary, factors, provenance = (_text(path / name) for name in ("summary.json", "factors.json", "provenance.json"))
     documents = _text(path / "documents.json")
     try:

@@ -32,6 +32,7 @@ def test_what_was_added_is_there_in_its_order_after_a_kill(tmp_path: Path) -> No
     ScoreStore(tmp_path).add(scores[1:])
     assert ScoreStore(tmp_path).recover() == scores
     assert len({score.key for score in scores}) == 3
+    assert replace(SCORE, contender="none").key != SCORE.key  # two formulas may be the same factors
 
 
 def test_a_torn_line_is_cut_off_and_the_next_score_follows_the_last_whole_one(tmp_path: Path) -> None:
@@ -63,6 +64,14 @@ def test_the_table_holds_every_score_and_its_means_are_those_by_hand(tmp_path: P
         ("yarn", "passkey", 2048, 0.0, 1, 0.0),
         ("none", "passkey", 1024, 0.25, 1, 0.25),
     ]
+
+
+def test_an_answer_without_a_score_is_no_mean_of_the_others(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    store.add([numbered(0), numbered(1, score=None), numbered(0, task="vt")])
+    means = mean_scores(store.finish()).set_index("task")
+    assert means["count"].to_dict() == {"passkey": 2, "vt": 1}
+    assert means["mean"].isna().to_dict() == {"passkey": True, "vt": False}
 
 
 @pytest.mark.parametrize("line", ["{}", "[1]", "no JSON", '{"contender": "x"}'])

@@ -25,7 +25,7 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_run_is_refused(tmp_path: Path) -> None:
     RunDirectory.create(tmp_path, {"model": "m"}, resume=False)
-    with pytest.raises(ValueError, match=r"must hold measurements, got an empty run\. Wait"):
+    with pytest.raises(ValueError, match=r"must hold the measurements of a search, got an empty run\. Wait"):
         read_record(tmp_path)
 
 

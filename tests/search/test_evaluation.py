@@ -99,6 +99,40 @@ def test_tasks_that_nobody_named_and_that_cannot_be_built_are_left_out_and_said(
     assert "vt" not in set(read(tmp_path / "run")["task"])
 
 
+def test_contenders_with_the_same_factors_are_both_there_after_a_kill(tmp_path: Path) -> None:
+    run_dir, changes = tmp_path / "run", {"tasks": "passkey", "lengths": WINDOW}
+    assert main(arguments(run_dir, **changes)) == 0  # inside the window both are the unscaled model
+    assert read(run_dir)["candidate"].nunique() == 1
+    lines = (run_dir / LINES).read_bytes().splitlines(keepends=True)
+    (run_dir / LINES).write_bytes(b"".join(lines[:2]))
+    assert main(arguments(run_dir, **changes)) == 0
+    assert read(run_dir).groupby("contender").size().to_dict() == {"none": 2, "yarn": 2}
+
+
+@pytest.mark.parametrize("changed", ["contenders", "samples_sha256"])
+def test_an_evaluation_whose_files_have_changed_is_not_taken_up(
+    changed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, factors, corpus = (tmp_path / name for name in ("run", "mine.json", "book.txt"))
+    METHODS["yarn"](32, 500.0, original_length=WINDOW, target_length=512).save(factors)
+    corpus.write_text((REFERENCE / "tom_sawyer.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    changes = {"factors": factors, "corpus": corpus, "tasks": "niah_single_2", "lengths": "256", "methods": ""}
+    assert main(arguments(run_dir, **changes)) == 0
+    if changed == "contenders":
+        METHODS["ntk"](32, 500.0, original_length=WINDOW, target_length=512).save(factors)
+    else:
+        corpus.write_text(corpus.read_text(encoding="utf-8").replace("e", "a"), encoding="utf-8")
+    assert main(arguments(run_dir, **changes)) == 2
+    error = capsys.readouterr().err
+    assert "must keep its configuration, got another value of " in error
+    assert changed in error
+
+
+def test_a_corpus_that_cannot_be_read_is_no_task_s_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "run", tasks=None, corpus="nowhere.txt")) == 2
+    assert "nowhere.txt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -136,7 +170,9 @@ def test_factors_of_another_model_are_refused(tmp_path: Path, capsys: pytest.Cap
 def test_another_evaluation_in_the_folder_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / LINES).read_bytes()
     assert main(arguments(finished, methods="none")) == 2
-    assert "must keep its configuration, got another value of methods" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "must keep its configuration, got another value of " in error
+    assert "methods" in error
     assert (finished / LINES).read_bytes() == before
 
 

@@ -127,7 +127,7 @@ def test_what_is_no_run_is_refused_in_one_line(
     assert "must be a run directory, got a folder without a run" in refused(capsys, str(tmp_path))
     assert "must be a run directory, got no folder" in refused(capsys, "nowhere")
     shutil.rmtree(copied / "measurements")
-    assert "must hold measurements, got an empty run" in refused(capsys, str(copied))
+    assert "must hold the measurements of a search, got an empty run" in refused(capsys, str(copied))
     assert "run" in refused(capsys)
     assert not (tmp_path / "report.html").exists()
 
