@@ -35,11 +35,12 @@ from rope.methods import METHODS, PAPER_TEMPERATURE
 from rope.temperature import attention_temperature
 from search.evaluation_config import EvaluationConfig
 from search.place import run_directory_path
+from search.precision import resolved_precision
 from search.preparation import model_fingerprint
 from workers.evaluate import Contender, Metric, score_samples
 from workers.geometry import RopeGeometry
 from workers.model import LoadedModel, load_model
-from workers.precision import Precision, choose_precision
+from workers.precision import Precision
 
 MAY_CHANGE = ("device", "batch_size")
 """Settings with which an evaluation may be taken up that it did not begin with."""
@@ -69,7 +70,7 @@ def run_evaluation(config: EvaluationConfig) -> pd.DataFrame:
     console = Console()
     path = run_directory_path(config.run_dir, now=datetime.now(UTC), working_dir=Path.cwd(), home=Path.home())
     names = _task_names(config)
-    config = replace(config, dtype=_precision(config, path))
+    config = replace(config, dtype=resolved_precision(config.dtype, config.device, path))
     loaded = load_model(
         config.model,
         dtype=cast(Precision, config.dtype),
@@ -143,13 +144,6 @@ def _task_names(config: EvaluationConfig) -> list[str]:
         for name, reason in available.left_out.items():
             logger.warning("%s is left out, and is in no average: it %s", name, reason)
     return config.task_names or [*available.names, GRID, PASSKEY]
-
-
-def _precision(config: EvaluationConfig, path: Path) -> Precision:
-    if config.dtype != "auto":
-        return config.dtype
-    before = RunDirectory.read_config(path).get("dtype") if RunDirectory.holds_run(path) else None
-    return cast(Precision, before) if before else choose_precision(config.device).precision
 
 
 def _contenders(config: EvaluationConfig, geometry: RopeGeometry) -> list[Contender]:

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from results.run_directory import RunDirectory
 from search.config import SearchConfig
@@ -27,13 +27,27 @@ def with_precision(config: SearchConfig, run_dir: Path) -> SearchConfig:
     """
     if config.dtype != "auto":
         return config
+    on_gpus = config.gpus_per_worker > 0 and config.device == "auto"
+    device = "cuda" if on_gpus else device_of_workers(config)
+    return replace(config, dtype=resolved_precision(config.dtype, device, run_dir))
+
+
+def resolved_precision(dtype: Literal["auto"] | Precision, device: str, run_dir: Path) -> Precision:
+    """Return a precision; for auto that of the run in the folder, else what the device is fast with, which is said.
+
+    Args:
+        dtype: What the user asked for.
+        device: As `choose_precision`.
+        run_dir: Where results go; it may hold a run to take up.
+    """
+    if dtype != "auto":
+        return dtype
     before = RunDirectory.read_config(run_dir).get("dtype") if RunDirectory.holds_run(run_dir) else None
     if before in DTYPES:  # what holds no precision is another program's, and refused as such
-        return replace(config, dtype=cast(Precision, before))
-    on_gpus = config.gpus_per_worker > 0 and config.device == "auto"
-    choice = choose_precision("cuda" if on_gpus else device_of_workers(config))
+        return cast(Precision, before)
+    choice = choose_precision(device)
     logger.info("weights and activations are %s: %s", *choice)
-    return replace(config, dtype=choice.precision)
+    return choice.precision
 
 
 def device_of_workers(config: SearchConfig) -> str:
