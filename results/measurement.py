@@ -75,13 +75,15 @@ def candidate_key(factors: RescaleFactors) -> str:
     Returns:
         16 hexadecimal digits, the same in every process.
     """
-    content = [
+    content: list[float | str] = [
         factors.rotary_dim,
         factors.base,
         factors.attention_temperature,
         factors.num_start_tokens,
         *factors.values,
     ]
+    if factors.short is not None:
+        content += [candidate_key(factors.short)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

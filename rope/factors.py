@@ -27,10 +27,10 @@ class RescaleFactors:
         4.0
 
     Raises:
-        ValueError: values has another length than rotary_dim / 2 or an entry that is not a finite number above 0;
-            rotary_dim is odd; base is not above 1; a length is below 1 or the target below the original; critical_dim
-            names no pair; attention_temperature is not above 0; num_start_tokens is negative; method is no text;
-            provenance is not texts by text.
+        ValueError: values or short_values has another length than rotary_dim / 2 or an entry that is not a finite
+            number above 0; rotary_dim is odd; base is not above 1; a length is below 1 or the target below the
+            original; critical_dim names no pair; a temperature is not above 0; num_start_tokens is negative; method is
+            no text; provenance is not texts by text.
 
     Source: LongRoPE2, arXiv:2502.20082, eq. 8; num_start_tokens: LongRoPE, arXiv:2402.13753, eq. 3.
     """
@@ -51,6 +51,10 @@ class RescaleFactors:
     """Multiplies cos and sin, in the long window only."""
     num_start_tokens: int = 0
     """LongRoPE's n-hat: positions below it keep their original rotation in the long window too."""
+    short_values: tuple[float, ...] | None = None
+    """Factors inside the original window, as published models have them; None for the model's own rotation."""
+    short_attention_temperature: float = 1.0
+    """Multiplies cos and sin inside the original window."""
     method: str
     """What made the factors: a name of `methods.METHODS`, or a search's."""
     provenance: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -64,9 +68,27 @@ class RescaleFactors:
         check_whole_number("num_start_tokens", self.num_start_tokens, at_least=0)
         if self.critical_dim is not None:
             check_critical_dim(self.critical_dim, self.rotary_dim)
-        _check_values(self.values, self.rotary_dim)
+        check_number("short_attention_temperature", self.short_attention_temperature, above=0.0)
+        _check_values("values", self.values, self.rotary_dim)
+        if self.short_values is not None:
+            _check_values("short_values", self.short_values, self.rotary_dim)
         _check_texts(self.method, self.provenance)
         self._store_plain()
+
+    @property
+    def short(self) -> "RescaleFactors | None":
+        """The factors of the original window as factors of their own; None where it is the model's own rotation."""
+        if self.short_values is None and self.short_attention_temperature == 1.0:
+            return None
+        return replace(
+            self,
+            values=self.short_values or (1.0,) * len(self.values),
+            attention_temperature=self.short_attention_temperature,
+            critical_dim=None,
+            num_start_tokens=0,
+            short_values=None,
+            short_attention_temperature=1.0,
+        )
 
     @property
     def scale(self) -> float:
@@ -230,8 +252,10 @@ class RescaleFactors:
     def _store_plain(self) -> None:
         """Replace numpy scalars by Python's, which JSON knows and equality does not tell apart."""
         object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+        if self.short_values is not None:
+            object.__setattr__(self, "short_values", tuple(float(value) for value in self.short_values))
         object.__setattr__(self, "provenance", dict(self.provenance))
-        for name in ("base", "attention_temperature"):
+        for name in ("base", "attention_temperature", "short_attention_temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))
         for name in ("rotary_dim", "original_length", "target_length", "critical_dim", "num_start_tokens"):
             if getattr(self, name) is not None:
@@ -284,16 +308,16 @@ def load_factors(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _check_values(values: object, rotary_dim: int) -> None:
+def _check_values(name: str, values: object, rotary_dim: int) -> None:
     if not isinstance(values, Collection):
-        raise ValueError(f"values must be a list of numbers, got {shown(values)}. Give one per frequency pair.")
+        raise ValueError(f"{name} must be a list of numbers, got {shown(values)}. Give one per frequency pair.")
     if len(values) != rotary_dim // 2:
         raise ValueError(
-            f"values must have {rotary_dim // 2} entries (rotary_dim {rotary_dim} / 2), got {len(values)}. "
+            f"{name} must have {rotary_dim // 2} entries (rotary_dim {rotary_dim} / 2), got {len(values)}. "
             "Was it made for another model?"
         )
     for pair, value in enumerate(values):
-        check_number(f"values[{pair}]", value, above=0.0)
+        check_number(f"{name}[{pair}]", value, above=0.0)
 
 
 def _check_texts(method: object, provenance: object) -> None:

@@ -51,9 +51,33 @@ def test_the_json_s_keys_are_the_documented_ones(factors: RescaleFactors) -> Non
         "critical_dim": 2,
         "attention_temperature": 1.1180339887498949,
         "num_start_tokens": 4,
+        "short_values": None,
+        "short_attention_temperature": 1.0,
         "method": "searched",
         "provenance": {"seed": "7"},
     }
+
+
+def test_factors_of_the_original_window_come_back_too_and_are_factors_of_their_own(factors: RescaleFactors) -> None:
+    assert factors.short is None
+    dual = replace(factors, short_values=(1.1, 1.2, 1.3, 1.4), short_attention_temperature=1.19)
+    assert RescaleFactors.from_json(dual.to_json()) == dual != factors
+    short = dual.short
+    assert short is not None
+    assert (short.values, short.attention_temperature) == ((1.1, 1.2, 1.3, 1.4), 1.19)
+    assert (short.num_start_tokens, short.critical_dim, short.short) == (0, None, None)
+
+
+def test_a_temperature_of_the_original_window_alone_has_factors_of_1(factors: RescaleFactors) -> None:
+    short = replace(factors, short_attention_temperature=1.19).short
+    assert short is not None
+    assert (short.values, short.attention_temperature) == ((1.0, 1.0, 1.0, 1.0), 1.19)
+
+
+def test_a_file_of_before_there_were_factors_of_the_original_window_is_read(factors: RescaleFactors) -> None:
+    document = json.loads(factors.to_json())
+    del document["short_values"], document["short_attention_temperature"]
+    assert RescaleFactors.from_json(json.dumps(document)) == factors
 
 
 def test_equal_factors_hash_alike_and_provenance_counts_for_neither(factors: RescaleFactors) -> None:
@@ -73,6 +97,8 @@ def test_every_other_field_counts(factors: RescaleFactors) -> None:
         {"critical_dim": None},
         {"attention_temperature": 1.0},
         {"num_start_tokens": 0},
+        {"short_values": (1.0, 1.0, 1.0, 2.0)},
+        {"short_attention_temperature": 1.1},
         {"method": "linear"},
     ]
     assert all(replace(factors, **change) != factors for change in changes)
@@ -200,6 +226,8 @@ def test_a_file_for_another_model_or_window_is_refused(
         ({"target_length": 255}, r"^target_length must be at least original_length 256, got 255\. Ask for a longer"),
         ({"critical_dim": 4}, r"^critical_dim must be at most 3 \(rotary_dim 8 / 2 - 1\), got 4\."),
         ({"attention_temperature": 0.0}, r"^attention_temperature must be a finite number above 0, got 0\.0\."),
+        ({"short_values": (1.0, 1.0)}, r"^short_values must have 4 entries \(rotary_dim 8 / 2\), got 2\."),
+        ({"short_attention_temperature": -1.0}, r"^short_attention_temperature must be a finite number above 0, got"),
         ({"num_start_tokens": -1}, r"^num_start_tokens must be a whole number of at least 0, got -1\."),
         ({"method": ""}, r"^method must be a name, got ''\. Say what made the factors\."),
         (
