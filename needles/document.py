@@ -13,10 +13,11 @@ import numpy.typing as npt
 from needles.answer import check_needles, find_answers
 from needles.breaks import nearest_break
 from needles.corpus import Split, read_split
-from needles.fitting import Draft, fit_length
+from needles.fitting import Draft, fit_haystack
 from needles.needle import Needle, draw_needles
 from needles.passage import Passage
 from needles.prompts import RULER_BASE, Prompt
+from needles.sample import check_depth
 from needles.tokenizer import Tokenizer, encode
 
 _CHARACTERS_PER_TOKEN = 8  # twice what English text has
@@ -186,8 +187,7 @@ def build_document(
             `length`, or the tokenizer cannot encode a needle.
     """
     for depth in depths:
-        if not 0 <= depth <= 1:
-            raise ValueError(f"depth must lie between 0 and 1, got {depth}. Give a share of the haystack.")
+        check_depth(depth)
 
     def write(num_characters: int, ending: str) -> Draft:
         haystack, positions = _with_needles(passage.text[:num_characters], needles, depths)
@@ -195,7 +195,7 @@ def build_document(
         token_ids = encode(tokenizer, text, add_special_tokens=prompt.add_special_tokens)
         return Draft(num_characters, tuple(position / max(num_characters, 1) for position in positions), token_ids)
 
-    draft = fit_length(write, length, num_characters=len(passage.text), passage=passage.id)
+    draft = fit_haystack(write, length, num_characters=len(passage.text), passage=passage.id)
     check_needles(tokenizer, draft.token_ids, needles)
     spans = find_answers(tokenizer, draft.token_ids, needles)
     answers = tuple(

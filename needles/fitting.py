@@ -1,4 +1,4 @@
-"""Cuts a haystack so that the whole document has an exact number of tokens."""
+"""Cuts a haystack, by its characters, so that the whole document has an exact number of tokens."""
 
 from collections.abc import Callable
 from math import ceil
@@ -24,12 +24,18 @@ class Draft(NamedTuple):
     """The whole document."""
 
 
-def fit_length(write: Callable[[int, str], Draft], length: int, *, num_characters: int, passage: str) -> Draft:
+class NoRoom(ValueError):  # noqa: N818
+    """The prompt has too many tokens even without a haystack."""
+
+
+def fit_haystack(write: Callable[[int, str], Draft], length: int, *, num_characters: int, passage: str) -> Draft:
     """Return a draft of exactly `length` tokens.
 
     Tokenizers merge across borders, so a haystack's tokens cannot be counted alone: every attempt is the whole
     document. Attempts close in on the cut between one that is too short and one that is too long. Where one character
     more is several tokens more, a few full stops end the haystack.
+
+    For what is no passage's characters see `needles.ruler_tasks.sizing`.
 
     Args:
         write: From a number of the passage's characters, and an ending, to the document that they make.
@@ -38,11 +44,12 @@ def fit_length(write: Callable[[int, str], Draft], length: int, *, num_character
         passage: What errors call it.
 
     Raises:
-        ValueError: the document is too long without any haystack, too short with all of it, or no cut fits.
+        NoRoom: the document is too long without any haystack.
+        ValueError: it is too short with all of it, or no cut fits.
     """
     short, long = write(0, ""), None
     if len(short.token_ids) > length:
-        raise ValueError(
+        raise NoRoom(
             f"length must be at least {len(short.token_ids)} tokens for the prompt, its needles and their answers, "
             f"got {length}. Ask for longer documents, or for fewer needles in each."
         )
@@ -67,7 +74,7 @@ def fit_length(write: Callable[[int, str], Draft], length: int, *, num_character
 def _next_cut(short: Draft, long: Draft | None, length: int, num_characters: int) -> int:
     missing = length - len(short.token_ids)
     if long is None:
-        rate = max(_CHARACTERS_PER_TOKEN, short.num_characters / len(short.token_ids))
+        rate = max(_CHARACTERS_PER_TOKEN, short.num_characters / max(len(short.token_ids), 1))
         return min(short.num_characters + ceil(_OVERSHOOT * rate * missing), num_characters)
     gap = long.num_characters - short.num_characters
     step = round(gap * missing / (len(long.token_ids) - len(short.token_ids)))

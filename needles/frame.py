@@ -1,53 +1,60 @@
-"""What stands round the body of a prompt, for base models as it is and for chat models in their own template."""
+"""What stands round a message: nothing for a base model, its chat template for a chat model."""
 
 from dataclasses import dataclass
 
 from needles.chat import parted_message
 from needles.tokenizer import Tokenizer, encode
 
-_PLACEHOLDER = "HAYSTACK"
+_PLACEHOLDER = "MESSAGE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The text before and after a body that is cut to length."""
+    """The text before a message and between it and the beginning of the answer."""
 
     before: str
-    """From the start of the prompt to the body."""
+    """From the start of the prompt to the message."""
 
     after: str
-    """From the body to where the model goes on."""
+    """From the message to the beginning of the answer."""
 
     add_special_tokens: bool
     """Whether the tokenizer adds its special tokens. False where the text holds them already."""
 
-    def write(self, tokenizer: Tokenizer, body: str) -> list[int]:
-        """Return the token ids of the whole prompt.
+    def write(self, message: str, answer_prefix: str) -> str:
+        """Return the whole prompt; one space at most stands before the beginning of the answer."""
+        prefix = answer_prefix.lstrip() if self.after[-1:].isspace() else answer_prefix
+        return f"{self.before}{message}{self.after}{prefix}"
+
+    def encode(self, tokenizer: Tokenizer, message: str, answer_prefix: str) -> list[int]:
+        """Return the ids of the whole prompt.
 
         Args:
             tokenizer: The model's.
-            body: What the frame goes round.
+            message: What the model is told and asked.
+            answer_prefix: How the answer begins, with the white space before it; may be empty.
         """
-        return encode(tokenizer, f"{self.before}{body}{self.after}", add_special_tokens=self.add_special_tokens)
+        text = self.write(message, answer_prefix)
+        return encode(tokenizer, text, add_special_tokens=self.add_special_tokens)
 
 
-def build_frame(tokenizer: Tokenizer, task: str, question: str, answer_start: str, *, is_chat: bool) -> Frame:
-    """Return a prompt's frame.
+BASE_FRAME = Frame(before="", after="", add_special_tokens=True)
+"""For base models, and RULER's own template `base`."""
+
+
+def build_frame(tokenizer: Tokenizer, *, is_chat: bool) -> Frame:
+    """Return a base model's frame, or the model's own chat template round one user's message.
+
+    An example that belongs to a task stands in the user's message, as in NVIDIA's newer pipeline for RULER.
 
     Args:
         tokenizer: The model's.
-        task: What is said before the body, with the white space that parts them.
-        question: What is asked after it, likewise.
-        answer_start: The beginning of the answer, written for the model, with the white space before it; may be empty.
-        is_chat: Whether task, body and question are a user's message in the model's chat template, and the beginning
-            of the answer is in the model's own turn.
+        is_chat: Whether the message is a user's, and the beginning of the answer in the model's own turn.
 
     Raises:
         ValueError: the tokenizer has no chat template, or one that leaves out the user's message.
     """
     if not is_chat:
-        return Frame(before=task, after=question + answer_start, add_special_tokens=True)
-    before, after = parted_message(tokenizer, f"{task}{_PLACEHOLDER}{question}", _PLACEHOLDER)
-    begun = answer_start.lstrip()
-    space = "" if not begun or after[-1:].isspace() else " "
-    return Frame(before=before, after=f"{after}{space}{begun}", add_special_tokens=False)
+        return BASE_FRAME
+    before, after = parted_message(tokenizer, _PLACEHOLDER, _PLACEHOLDER)
+    return Frame(before=before, after=after, add_special_tokens=False)

@@ -7,12 +7,12 @@ import numpy as np
 
 from needles.answer import check_needles
 from needles.corpus import Split
-from needles.fitting import Draft, fit_length
+from needles.fitting import Draft, fit_haystack
 from needles.haystack import draw_passages, hide
 from needles.needle import Needle, draw_needles
 from needles.passage import Passage
 from needles.prompts import RULER_BASE, Prompt
-from needles.sample import Sample
+from needles.sample import Sample, check_count, check_depth
 from needles.tokenizer import Tokenizer, encode
 
 TASK = "niah_grid"
@@ -93,7 +93,7 @@ def _prompt_ids(
         text = prompt.write(haystack + ending, needle).removesuffix(f" {needle.value}")
         return Draft(num_characters, (depth,), encode(tokenizer, text, add_special_tokens=prompt.add_special_tokens))
 
-    ids = fit_length(write, num_tokens, num_characters=len(passage.text), passage=passage.id).token_ids
+    ids = fit_haystack(write, num_tokens, num_characters=len(passage.text), passage=passage.id).token_ids
     check_needles(tokenizer, ids, [needle])
     return ids
 
@@ -103,8 +103,6 @@ def _check(lengths: Sequence[int], depths: Sequence[float], num_per_cell: int, n
         if not values or len({f"{value:g}" for value in values}) < len(values):
             raise ValueError(f"a grid must have distinct {name}, got {list(values)}. Give each of them once.")
     for depth in depths:
-        if not 0 <= depth <= 1:
-            raise ValueError(f"depth must lie between 0 and 1, got {depth}. Give a share of the haystack.")
-    for name, number in (("num_per_cell", num_per_cell), ("num_generated", num_generated)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}. Ask for one or more.")
+        check_depth(depth)
+    check_count("num_per_cell", num_per_cell)
+    check_count("num_generated", num_generated)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from needles.frame import build_frame
-from needles.sample import Sample
+from needles.sample import Sample, check_count
 from needles.tokenizer import Tokenizer, decode, encode
 from needles.words import ADJECTIVES, DISTRACTOR_NOUNS, NOUNS
 
@@ -62,13 +62,13 @@ def build_line_samples(
     """Return records of lines with a number in each, and the question for one of them.
 
     As many lines as fit are drawn, and a few of them drawn again until the prompt has its exact length. Where no draw
-    gives it, as with a tokenizer for which all lines are equally long, the sample has the most lines that fit, and its
-    `length` says how many tokens these are. Its id says how many lines.
+    gives it, as with a tokenizer for which all lines are equally long, the sample has the most lines that fit, and so
+    up to a line's tokens less than the `length` asked for. Its id says how many lines.
 
     Args:
         tokenizer: The model's.
         num_samples: How many; at least 1.
-        length: Tokens of prompt and generated text together.
+        length: Tokens of prompt and generated text together, at most.
         rng: Draws lines and which one is asked for; the same state gives the same samples.
         is_chat: Whether to ask in the model's chat template. For a base model the answer is begun, in LongChat's words
             for such.
@@ -83,9 +83,8 @@ def build_line_samples(
 
     Source: LongChat, DachengLi1/LongChat, longeval/utils.py, line indices LRT-NL; adjectives and nouns are our own.
     """
-    for name, value in (("num_samples", num_samples), ("num_generated", num_generated)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}. Ask for one or more.")
+    check_count("num_samples", num_samples)
+    check_count("num_generated", num_generated)
     samples = []
     for number in range(num_samples):
         record, ids = _fitted_lines(tokenizer, length - num_generated, rng, is_chat=is_chat)
@@ -98,7 +97,7 @@ def build_line_samples(
                 token_ids=token_ids,
                 answers=(str(record.lines[record.asked].number),),
                 num_generated=num_generated,
-                length=len(ids) + num_generated,
+                length=length,
                 depth=record.asked / len(record.lines),
             )
         )
@@ -111,18 +110,14 @@ def _fitted_lines(
     """Return a record and the ids of its prompt: so many tokens, or with the most lines that fit."""
     # More lines than fit, from the shortest of a few
     fewest = min(_num_tokens(tokenizer, line) for line in _draw_lines(rng, _NUM_TRIALS, num_words=2))
-    num = num_tokens // fewest + 2
+    num = max(num_tokens, 0) // fewest + 2
     num_words = 2 if 2 * num < _num_indices(2) else 3
     asked, *others = _draw_lines(rng, num, num_words=num_words)
     asked = asked._replace(number=int(rng.integers(FIRST_ASKED, LAST_NUMBER, endpoint=True)))
     others = [line for line in others if line.number != asked.number]
-    frame = build_frame(
-        tokenizer,
-        _TASK_TEXT,
-        _QUESTION.format(index=asked.name),
-        "" if is_chat else f"\n{_ANSWER_START.format(index=asked.name)}",
-        is_chat=is_chat,
-    )
+    frame = build_frame(tokenizer, is_chat=is_chat)
+    question = _QUESTION.format(index=asked.name)
+    answer_start = "" if is_chat else f"\n{_ANSWER_START.format(index=asked.name)}"
     place = float(rng.random())
 
     def record(num_others: int) -> _Record:
@@ -130,7 +125,8 @@ def _fitted_lines(
         return _Record([*others[:before], asked, *others[before:num_others]], before)
 
     def write(record: _Record) -> list[int]:
-        return frame.write(tokenizer, "".join(line.text for line in record.lines))
+        lines = "".join(line.text for line in record.lines)
+        return frame.encode(tokenizer, f"{_TASK_TEXT}{lines}{question}", answer_start)
 
     low, high = 0, len(others)
     ids = write(record(0))

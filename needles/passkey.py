@@ -1,16 +1,19 @@
 """Passkey retrieval: a number among sentences that say nothing, and the window inside which a model finds it."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from needles.fitting import Draft, fit_length
+from needles.fitting import Draft, NoRoom, fit_haystack
 from needles.frame import Frame, build_frame
 from needles.generated import NOISE
-from needles.sample import Sample
+from needles.sample import Sample, check_count, check_depth
 from needles.tokenizer import Tokenizer, decode
 
 TASK = "passkey"
+WINDOW_TASK = "passkey_window"
+"""The passkeys at a prompt's beginning, at many lengths, from which the effective window is found."""
 FIRST_KEY, LAST_KEY = 10_000, 99_999
 """Five digits, as in Position Interpolation."""
 NUM_GENERATED = 24
@@ -30,6 +33,16 @@ _ANSWER_START = " The pass key is"
 _CHARACTERS_PER_TOKEN = 32  # more than any tokenizer needs for English
 
 
+class WindowSamples(NamedTuple):
+    """Passkeys at the beginning of prompts of many lengths."""
+
+    samples: list[Sample]
+    """Of the task `passkey_window`, shortest first."""
+
+    left_out: list[int]
+    """Lengths that are too short for the prompt, tokens."""
+
+
 def build_passkey_samples(
     tokenizer: Tokenizer,
     *,
@@ -39,6 +52,7 @@ def build_passkey_samples(
     depth: float | None = None,
     is_chat: bool = False,
     num_generated: int = NUM_GENERATED,
+    task: str = TASK,
 ) -> list[Sample]:
     """Return prompts with a passkey each, in the wording of Position Interpolation's paper.
 
@@ -53,25 +67,27 @@ def build_passkey_samples(
             is cut behind a sentence there, so that a sample's depth may differ by half a sentence.
         is_chat: Whether to ask in the model's chat template.
         num_generated: Tokens that may be generated for each.
+        task: What the samples belong to.
 
     Returns:
-        Samples of the task `passkey`, with distinct keys and their depths as they came out.
+        Samples with distinct keys and their depths as they came out.
 
     Raises:
         ValueError: `num_samples` is below 1 or above 90,000, `num_generated` is below 1, the depth is outside 0..1,
-            `length` is too short for the prompt, the tokenizer has no chat template or cannot encode a passkey.
+            `length` is too short for the prompt (`fitting.NoRoom`), the tokenizer has no chat template or cannot encode
+            a passkey.
 
     Source: Position Interpolation, arXiv:2306.15595, section 3.3 and figure 3; Landmark Attention, arXiv:2305.16300,
         epfml/landmark-attention, llama/run_test.py.
     """
     num_keys = LAST_KEY - FIRST_KEY + 1
-    if not 1 <= num_samples <= num_keys:
-        raise ValueError(f"num_samples must lie between 1 and {num_keys}, got {num_samples}. Ask for another number.")
-    if num_generated < 1:
-        raise ValueError(f"num_generated must be at least 1, got {num_generated}. Let the model answer.")
-    if depth is not None and not 0 <= depth <= 1:
-        raise ValueError(f"depth must lie between 0 and 1, got {depth}. Give a share of the filler.")
-    frame = build_frame(tokenizer, _TASK_TEXT, _QUESTION, _ANSWER_START, is_chat=is_chat)
+    check_count("num_samples", num_samples)
+    check_count("num_generated", num_generated)
+    if num_samples > num_keys:
+        raise ValueError(f"num_samples must be at most {num_keys}, the passkeys, got {num_samples}. Ask for fewer.")
+    if depth is not None:
+        check_depth(depth)
+    frame = build_frame(tokenizer, is_chat=is_chat)
     keys = (FIRST_KEY + rng.choice(num_keys, num_samples, replace=False)).tolist()
     spread = rng.permutation((np.arange(num_samples) + rng.random(num_samples)) / num_samples)
     depths = spread.tolist() if depth is None else [depth] * num_samples
@@ -80,8 +96,8 @@ def build_passkey_samples(
         draft = _draft(tokenizer, frame, key, wanted, length - num_generated)
         samples.append(
             Sample(
-                task=TASK,
-                id=f"{TASK}-{length}-{key}" if depth is None else f"{TASK}-{length}-{depth:g}-{key}",
+                task=task,
+                id=f"{task}-{length}-{key}" if depth is None else f"{task}-{length}-{depth:g}-{key}",
                 token_ids=np.array(draft.token_ids, dtype=np.int32),
                 answers=(key,),
                 num_generated=num_generated,
@@ -90,6 +106,56 @@ def build_passkey_samples(
             )
         )
     return samples
+
+
+def build_window_samples(
+    tokenizer: Tokenizer,
+    *,
+    num_samples: int,
+    target_length: int,
+    rng: np.random.Generator,
+    is_chat: bool = False,
+    num_generated: int = NUM_GENERATED,
+) -> WindowSamples:
+    """Return prompts that begin with a passkey, at each of `window_lengths`; `effective_window` reads their scores.
+
+    Args:
+        tokenizer: The model's.
+        num_samples: How many at each length; at least 1. Position Interpolation's has 10.
+        target_length: Tokens of prompt and generated text together, at the longest length.
+        rng: Draws passkeys; the same state gives the same samples.
+        is_chat: Whether to ask in the model's chat template.
+        num_generated: Tokens that may be generated for each.
+
+    Returns:
+        The samples, and which lengths have none.
+
+    Raises:
+        ValueError: as `build_passkey_samples` and `window_lengths`; every length is too short for the prompt.
+
+    Source: Position Interpolation, arXiv:2306.15595, section 3.3.
+    """
+    found = WindowSamples([], [])
+    lengths = window_lengths(target_length)
+    for length, seed in zip(lengths, rng.integers(2**63, size=len(lengths)).tolist(), strict=True):
+        try:
+            found.samples.extend(
+                build_passkey_samples(
+                    tokenizer,
+                    num_samples=num_samples,
+                    length=length,
+                    rng=np.random.default_rng(seed),
+                    depth=0.0,
+                    is_chat=is_chat,
+                    num_generated=num_generated,
+                    task=WINDOW_TASK,
+                )
+            )
+        except NoRoom:
+            if length == target_length:
+                raise
+            found.left_out.append(length)
+    return found
 
 
 def window_lengths(target_length: int, *, num: int = NUM_WINDOW_LENGTHS) -> list[int]:
@@ -151,11 +217,12 @@ def _draft(tokenizer: Tokenizer, frame: Frame, key: str, depth: float, num_token
 
     def write(num_characters: int, ending: str) -> Draft:
         cut = _sentence_end(round(depth * num_characters), num_characters)
-        body = f"{filler[:cut].rstrip()}\n{sentence}\n{filler[: num_characters - cut]}{ending}"
-        ids = frame.write(tokenizer, body.lstrip("\n"))
+        before = f"{filler[:cut].rstrip()}\n".lstrip("\n")
+        body = f"{before}{sentence}\n{filler[: num_characters - cut]}{ending}"
+        ids = frame.encode(tokenizer, f"{_TASK_TEXT}{body}{_QUESTION}", _ANSWER_START)
         return Draft(num_characters, (cut / max(num_characters, 1),), ids)
 
-    draft = fit_length(write, num_tokens, num_characters=num_characters, passage="the filler")
+    draft = fit_haystack(write, num_tokens, num_characters=num_characters, passage="the filler")
     _check_key(tokenizer, draft.token_ids, key, sentence)
     return draft
 

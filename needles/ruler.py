@@ -12,17 +12,17 @@ from typing import NamedTuple
 import numpy as np
 
 from needles.corpus import NOISE, Split
+from needles.frame import build_frame
 from needles.metrics import string_match_all, string_match_part
 from needles.ruler_tasks.building import Builder
 from needles.ruler_tasks.common_words import WordPool, common_words_puzzle
-from needles.ruler_tasks.frame import BASE_FRAME, chat_frame
 from needles.ruler_tasks.frequent_words import frequent_words_puzzle
 from needles.ruler_tasks.haystack import Essays
 from needles.ruler_tasks.niah import RETRIEVALS, retrieval_puzzle
 from needles.ruler_tasks.puzzle import Puzzle
 from needles.ruler_tasks.question_answering import answering_puzzle, read_hotpotqa, read_squad
 from needles.ruler_tasks.variable_tracking import tracking_puzzle
-from needles.sample import Sample
+from needles.sample import Sample, check_count
 from needles.tokenizer import Tokenizer, encode
 
 LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
@@ -159,9 +159,8 @@ def build_samples(
     """
     if task not in TASKS:
         raise ValueError(f"the RULER task must be one of {', '.join(TASKS)}, got {task!r}. Name one of them.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}. Ask for one sample or more.")
-    frame = chat_frame(tokenizer) if is_chat else BASE_FRAME
+    check_count("num_samples", num_samples)
+    frame = build_frame(tokenizer, is_chat=is_chat)
     builder = Builder(task, tokenizer, frame, num_generated=TASKS[task].num_generated, length=length)
     generators = [np.random.default_rng(seed) for seed in rng.integers(2**63, size=num_samples)]
 
@@ -180,11 +179,6 @@ def build_samples(
     else:
         puzzles = _answerings(task, generators, squad if task == "qa_1" else hotpotqa)
     return [builder.build(number, puzzle) for number, puzzle in enumerate(puzzles)]
-
-
-def score(task: str, text: str, answers: Sequence[str]) -> float:
-    """Return a generated text's score, 0..1, by the task's own metric."""
-    return TASKS[task].metric(text, answers)
 
 
 def average_tasks(scores: Mapping[str, float]) -> TaskAverage:

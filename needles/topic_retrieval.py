@@ -8,11 +8,11 @@ import numpy as np
 
 from needles.breaks import nearest_break
 from needles.corpus import Split
-from needles.fitting import Draft, fit_length
+from needles.fitting import Draft, fit_haystack
 from needles.frame import Frame, build_frame
 from needles.haystack import draw_passages
 from needles.passage import Passage
-from needles.sample import Sample
+from needles.sample import Sample, check_count
 from needles.tokenizer import Tokenizer, decode
 
 TASK = "topic_retrieval"
@@ -88,21 +88,20 @@ def build_topic_samples(
 
     Source: LongChat, DachengLi1/LongChat, longeval/utils.py.
     """
-    for name, value in (("num_samples", num_samples), ("num_generated", num_generated)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}. Ask for one or more.")
+    check_count("num_samples", num_samples)
+    check_count("num_generated", num_generated)
     if num_topics is None:
         num_topics = min(max(2, length // TOKENS_PER_TOPIC), len(SUBJECTS))
     if not 2 <= num_topics <= len(SUBJECTS):
         raise ValueError(f"num_topics must lie between 2 and {len(SUBJECTS)}, got {num_topics}. Ask for others.")
+    frame = build_frame(tokenizer, is_chat=is_chat)
     answer_start = "" if is_chat else _ANSWER_START
-    frame = build_frame(tokenizer, _TASK_TEXT.format(num=num_topics), _QUESTION, answer_start, is_chat=is_chat)
     passages = draw_passages(source, split=split, num_passages=num_samples, num_tokens=length, rng=rng, column=column)
     samples = []
     for number, passage in enumerate(passages):
         subjects = [SUBJECTS[index] for index in rng.permutation(len(SUBJECTS))[:num_topics]]
         topics = [f"{_ASPECTS[rng.integers(len(_ASPECTS))]} {subject}" for subject in subjects]
-        ids = _fitted_topics(tokenizer, frame, topics, passage, length - num_generated)
+        ids = _fitted_topics(tokenizer, frame, topics, passage, length - num_generated, answer_start)
         token_ids = np.array(ids, dtype=np.int32)
         digest = sha256(token_ids.astype("<i4").tobytes()).hexdigest()
         samples.append(
@@ -120,7 +119,7 @@ def build_topic_samples(
 
 
 def _fitted_topics(
-    tokenizer: Tokenizer, frame: Frame, topics: Sequence[str], passage: Passage, num_tokens: int
+    tokenizer: Tokenizer, frame: Frame, topics: Sequence[str], passage: Passage, num_tokens: int, answer_start: str
 ) -> list[int]:
     def write(num_characters: int, ending: str) -> Draft:
         text = passage.text[:num_characters]
@@ -128,9 +127,10 @@ def _fitted_topics(
         talks = [text[start:end].strip() for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
         talks[-1] += ending
         body = "".join(_TOPIC.format(topic=topic, talk=talk) for topic, talk in zip(topics, talks, strict=True))
-        return Draft(num_characters, (0.0,), frame.write(tokenizer, body))
+        message = f"{_TASK_TEXT.format(num=len(topics))}{body}{_QUESTION}"
+        return Draft(num_characters, (0.0,), frame.encode(tokenizer, message, answer_start))
 
-    ids = fit_length(write, num_tokens, num_characters=len(passage.text), passage=passage.id).token_ids
+    ids = fit_haystack(write, num_tokens, num_characters=len(passage.text), passage=passage.id).token_ids
     if "".join(topics[0].split()) not in "".join(decode(tokenizer, ids).split()):
         raise ValueError(
             f"the tokenizer must be able to encode {topics[0]!r}, got a prompt without it back. "

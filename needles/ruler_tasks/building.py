@@ -4,9 +4,9 @@ from hashlib import sha256
 
 import numpy as np
 
-from needles.ruler_tasks.exact import Draft, NoFit, TooLong, TooShort, fit_tokens
-from needles.ruler_tasks.frame import Frame
+from needles.frame import Frame
 from needles.ruler_tasks.puzzle import Puzzle
+from needles.ruler_tasks.sizing import NoFit, Sized, TooLong, TooShort, fit_size
 from needles.sample import Sample
 from needles.tokenizer import Tokenizer, decode
 
@@ -34,10 +34,10 @@ class Builder:
         Raises:
             ValueError: the puzzle cannot have the length, or the tokenizer cannot encode it.
         """
-        draft, ending = self._fit(puzzle)
-        self._guess = draft.size
-        self._check_evidence(puzzle, draft.token_ids)
-        token_ids = np.array(draft.token_ids, dtype=np.int32)
+        sized, ending = self._fit(puzzle)
+        self._guess = sized.size
+        self._check_evidence(puzzle, sized.token_ids)
+        token_ids = np.array(sized.token_ids, dtype=np.int32)
         digest = sha256(token_ids.astype("<i4").tobytes()).hexdigest()
         return Sample(
             task=self._task,
@@ -46,17 +46,17 @@ class Builder:
             answers=puzzle.answers,
             num_generated=self._num_generated,
             length=self._length,
-            depth=puzzle.write(draft.size, ending).depth,
+            depth=puzzle.write(sized.size, ending).depth,
         )
 
-    def _fit(self, puzzle: Puzzle) -> tuple[Draft, str]:
+    def _fit(self, puzzle: Puzzle) -> tuple[Sized, str]:
         def ids(size: int, ending: str) -> list[int]:
             return self._frame.encode(self._tokenizer, puzzle.write(size, ending).text, puzzle.answer_prefix)
 
         num_tokens = self._length - self._num_generated
         guess = puzzle.smallest + _FIRST_STEP if self._guess is None else self._guess
         try:
-            return fit_tokens(ids, num_tokens, smallest=puzzle.smallest, largest=puzzle.largest, guess=guess)
+            return fit_size(ids, num_tokens, smallest=puzzle.smallest, largest=puzzle.largest, guess=guess)
         except TooLong as error:
             raise ValueError(
                 f"length must be at least {error.num_tokens + self._num_generated} tokens for this sample of "

@@ -73,11 +73,10 @@ def test_where_all_lines_are_equally_long_the_most_that_fit_are_taken() -> None:
     # a line is `line`, two words with a hyphen, a colon, two more words, a number in brackets: ten tokens
     samples = [lines(tokenizer, num=1, length=length)[0] for length in range(900, 920)]
     for asked_for, sample in enumerate(samples, start=900):
-        assert len(sample.token_ids) + 100 == sample.length
-        assert asked_for - 10 < sample.length <= asked_for
+        assert asked_for == sample.length
+        assert asked_for - 10 < len(sample.token_ids) + 100 <= asked_for
         assert len(LINE_OF_WORDS.findall(text_of(tokenizer, sample))) == int(sample.id.split("-")[3])
-    assert len({sample.length for sample in samples}) == 3
-    assert len({sample.id.split("-")[1] for sample in samples}) == 20  # ids hold what was asked for
+    assert len({len(sample.token_ids) for sample in samples}) == 3
 
 
 def test_lines_asked_for_lie_everywhere(byte_level: PreTrainedTokenizerFast) -> None:
@@ -104,7 +103,7 @@ def test_chat_models_are_asked_in_their_template(chat: PreTrainedTokenizerFast) 
     sample = build_line_samples(chat, num_samples=1, length=1000, rng=np.random.default_rng(0), is_chat=True)[0]
     assert text_of(chat, sample).startswith("<|user|>\nBelow is a record of lines")
     assert text_of(chat, sample).endswith("? I need the number.<|end|>\n<|assistant|>\n")
-    assert sample.length == 1000
+    assert len(sample.token_ids) + 100 == sample.length == 1000
 
 
 @pytest.mark.parametrize(
@@ -112,6 +111,7 @@ def test_chat_models_are_asked_in_their_template(chat: PreTrainedTokenizerFast) 
     [
         ({"num_samples": 0}, r"^num_samples must be at least 1, got 0\. "),
         ({"num_generated": 0}, r"^num_generated must be at least 1, got 0\. "),
+        ({"length": 60}, r"^length must leave at least \d+ tokens for the prompt and one line, got -40\. Ask for lon"),
         ({"length": 150}, r"^length must leave at least \d+ tokens for the prompt and one line, got 50\. Ask for lon"),
     ],
 )

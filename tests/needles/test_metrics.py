@@ -1,6 +1,6 @@
 import pytest
 
-from needles.metrics import string_match_all, string_match_part
+from needles.metrics import string_match_all, string_match_part, whole_word_match
 
 ANSWERS = ("RPLCK", "KCMCO", "UDGAI", "LBRZR")
 
@@ -30,12 +30,32 @@ def test_part_is_whether_any_answer_appears(text: str, expected: float) -> None:
     assert string_match_part(text, ["France", "Francia"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "answers", "expected"),
+    [
+        (" the benefits of tea.", ["tea"], 1.0),
+        (" Tea", ["tea"], 1.0),  # case does not count
+        (" instead, a steady team drank tea2", ["tea"], 0.0),  # inside longer words
+        (" **tea**, _tea_, tea-time, 'tea'", ["tea"], 1.0),
+        ("téa théâtre", ["tea"], 0.0),
+        ("éteas teaé", ["tea"], 0.0),  # letters of any alphabet
+        (" <23451>.", ["23451"], 1.0),
+        (" 123451 and 234510", ["23451"], 0.0),
+        (" tea and jazz", ["jazz", "tea", "chess", "ballet"], 0.5),
+        (" a+b", ["a.b"], 0.0),  # no pattern
+        ("", ["tea"], 0.0),
+    ],
+)
+def test_a_whole_word_is_no_part_of_a_longer_one(text: str, answers: list[str], expected: float) -> None:
+    assert whole_word_match(text, answers) == expected
+
+
 def test_a_control_character_other_than_a_line_break_is_one() -> None:
     assert string_match_all("a\tb", ["a\nb"]) == string_match_part("a\x1fb", ["a\nb"]) == 1.0
 
 
 @pytest.mark.parametrize("answers", [(), "France"])
 def test_answers_must_be_a_list_with_one_at_least(answers: tuple[str, ...] | str) -> None:
-    for metric in (string_match_all, string_match_part):
+    for metric in (string_match_all, string_match_part, whole_word_match):
         with pytest.raises(ValueError, match=r"^answers must be a list with at least one string, got .*\. Give the"):
             metric("France", answers)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from needles.passkey import build_passkey_samples, effective_window, window_lengths
+from needles.passkey import build_passkey_samples, build_window_samples, effective_window, window_lengths
 from needles.sample import Sample
 from needles.tokenizer import decode
 
@@ -102,11 +102,34 @@ def test_windows_are_looked_for_at_32_even_lengths() -> None:
     assert window_lengths(1000, num=3) == [333, 667, 1000]
 
 
+def test_passkeys_of_the_window_lie_at_the_beginning_of_prompts_of_every_length_that_has_room(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    samples, left_out = build_window_samples(tokenizer, num_samples=2, target_length=3200, rng=np.random.default_rng(0))
+    lengths = sorted({sample.length for sample in samples})
+    assert left_out + lengths == list(range(100, 3201, 100))
+    assert len(samples) == 2 * len(lengths)
+    for sample in samples:
+        assert len(sample.token_ids) + sample.num_generated == sample.length
+        assert (sample.task, sample.depth) == ("passkey_window", 0.0)
+        assert f" The pass key is {sample.answers[0]}." in text_of(tokenizer, sample).replace("\n", " ")
+        assert "grass" not in text_of(tokenizer, sample).partition("The pass key is")[0]
+    ids = {(sample.length, sample.id) for sample in samples}
+    assert len(ids) == len(samples)
+    again = build_window_samples(tokenizer, num_samples=2, target_length=3200, rng=np.random.default_rng(0)).samples
+    assert [sample.id for sample in again] == [sample.id for sample in samples]
+
+
+def test_a_window_in_which_no_length_has_room_is_refused(byte_level: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"^length must be at least \d+ tokens for the prompt, .*, got 40\. Ask for"):
+        build_window_samples(byte_level, num_samples=2, target_length=64, rng=np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_samples": 0}, r"^num_samples must lie between 1 and 90000, got 0\. "),
-        ({"num_samples": 90_001}, r"^num_samples must lie between 1 and 90000, got 90001\. "),
+        ({"num_samples": 0}, r"^num_samples must be at least 1, got 0\. "),
+        ({"num_samples": 90_001}, r"^num_samples must be at most 90000, the passkeys, got 90001\. Ask for fewer\.$"),
         ({"num_generated": 0}, r"^num_generated must be at least 1, got 0\. "),
         ({"depth": 1.5}, r"^depth must lie between 0 and 1, got 1\.5\. "),
         ({"length": 60}, r"^length must be at least \d+ tokens for the prompt, .*, got 36\. Ask for longer"),

@@ -17,7 +17,6 @@ from needles.ruler import (
     average_tasks,
     build_samples,
     effective_length,
-    score,
 )
 from needles.sample import Sample
 from needles.tokenizer import decode
@@ -109,8 +108,8 @@ def test_the_thirteen_tasks_have_rulers_budgets_and_metrics() -> None:
     }
     assert {name for name, task in TASKS.items() if task.metric is string_match_part} == {"qa_1", "qa_2"}
     assert sum(task.metric is string_match_all for task in TASKS.values()) == 11
-    assert score("vt", "ABCDE", ["ABCDE", "FGHIJ"]) == 0.5
-    assert score("qa_1", "ABCDE", ["ABCDE", "FGHIJ"]) == 1.0
+    assert TASKS["vt"].metric("ABCDE", ["ABCDE", "FGHIJ"]) == 0.5
+    assert TASKS["qa_1"].metric("ABCDE", ["ABCDE", "FGHIJ"]) == 1.0
 
 
 def test_weights_follow_the_order_of_the_lengths() -> None:
@@ -255,7 +254,7 @@ def test_what_cannot_be_asked_for_is_refused(
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"^the RULER task must be one of niah_single_1, .*, qa_2, got 'niah'\. Name"):
         build_samples("niah", reference, num_samples=1, length=2_000, rng=rng)
-    with pytest.raises(ValueError, match=r"^num_samples must be at least 1, got 0\. Ask for one sample or more\.$"):
+    with pytest.raises(ValueError, match=r"^num_samples must be at least 1, got 0\. Ask for one or more\.$"):
         build_samples("vt", reference, num_samples=0, length=2_000, rng=rng)
     with pytest.raises(ValueError, match=r"^qa_1 must have a squad file, got none\. Give its path, or leave the task"):
         build_samples("qa_1", reference, num_samples=1, length=2_000, rng=rng)

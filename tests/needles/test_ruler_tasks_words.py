@@ -10,10 +10,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from needles.corpus import NOISE as NOISE_CORPUS
+from needles.frame import BASE_FRAME
 from needles.ruler import build_samples
 from needles.ruler_tasks.building import Builder
 from needles.ruler_tasks.common_words import WordPool, common_words_puzzle
-from needles.ruler_tasks.frame import BASE_FRAME
 from needles.ruler_tasks.frequent_words import word_counts
 from needles.sample import Sample
 from needles.tokenizer import decode

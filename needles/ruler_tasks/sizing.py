@@ -1,16 +1,20 @@
-"""Finds the size at which a text has an exact number of tokens."""
+"""Finds the size at which a puzzle's prompt has an exact number of tokens.
+
+A size is whatever the puzzle counts: characters, words, lines. `needles.fitting` cuts a passage by its characters, for
+the documents of a search too. The two try sizes in different orders; stored documents and samples hold what each found.
+"""
 
 from collections.abc import Callable
 from functools import partial
 from math import ceil
 from typing import NamedTuple
 
-_OVERSHOOT = 1.05  # a draft that is too long is needed to close in
+_OVERSHOOT = 1.05  # a size that is too long is needed to close in
 _MAX_INTERPOLATIONS = 12  # then halving: the gap between two sizes always closes
 _MAX_STEPS_BACK = 16
 
 
-class Draft(NamedTuple):
+class Sized(NamedTuple):
     """The ids at one size."""
 
     size: int
@@ -41,10 +45,10 @@ class NoFit(ValueError):  # noqa: N818
     """No size near the border has the exact number."""
 
 
-def fit_tokens(
+def fit_size(
     encode: Callable[[int, str], list[int]], num_tokens: int, *, smallest: int, largest: int, guess: int
-) -> tuple[Draft, str]:
-    """Return a draft of exactly `num_tokens` tokens, and the ending that it needed.
+) -> tuple[Sized, str]:
+    """Return ids of exactly `num_tokens` tokens, with their size and the ending that it needed.
 
     Every attempt is the whole text, since tokenizers merge across borders. Attempts close in on the step between a
     size with too few tokens and one with too many; where a step is several tokens, full stops fill it up.
@@ -62,16 +66,16 @@ def fit_tokens(
         NoFit: no size in reach gives the exact number.
     """
 
-    def draft(size: int) -> Draft:
-        return Draft(size, encode(size, ""))
+    def sized(size: int) -> Sized:
+        return Sized(size, encode(size, ""))
 
-    first = draft(smallest)
+    first = sized(smallest)
     if len(first.token_ids) > num_tokens:
         raise TooLong(len(first.token_ids))
-    short, long = _bracket(draft, first, num_tokens, largest=largest, guess=guess)
+    short, long = _bracket(sized, first, num_tokens, largest=largest, guess=guess)
     attempt = 0
     while long and len(short.token_ids) < num_tokens and long.size > short.size + 1:
-        middle = draft(_between(short, long, num_tokens, halve=attempt >= _MAX_INTERPOLATIONS))
+        middle = sized(_between(short, long, num_tokens, halve=attempt >= _MAX_INTERPOLATIONS))
         short, long = (short, middle) if len(middle.token_ids) > num_tokens else (middle, long)
         attempt += 1
     if len(short.token_ids) == num_tokens:
@@ -80,15 +84,15 @@ def fit_tokens(
 
 
 def _bracket(
-    draft: Callable[[int], Draft], first: Draft, num_tokens: int, *, largest: int, guess: int
-) -> tuple[Draft, Draft | None]:
-    """Return the largest draft found that is not too long, and one that is, unless the first fits exactly."""
+    sized: Callable[[int], Sized], first: Sized, num_tokens: int, *, largest: int, guess: int
+) -> tuple[Sized, Sized | None]:
+    """Return the largest size found that is not too long, and one that is, unless the first fits exactly."""
     short = first
     size = min(max(guess, first.size + 1), largest)
     while len(short.token_ids) < num_tokens:
         if short.size >= largest:
             raise TooShort(len(short.token_ids))
-        tried = draft(size)
+        tried = sized(size)
         if len(tried.token_ids) > num_tokens:
             return short, tried
         short = tried
@@ -99,7 +103,7 @@ def _bracket(
     return short, None
 
 
-def _between(short: Draft, long: Draft, num_tokens: int, *, halve: bool) -> int:
+def _between(short: Sized, long: Sized, num_tokens: int, *, halve: bool) -> int:
     gap = long.size - short.size
     if halve:
         return short.size + gap // 2
@@ -108,8 +112,8 @@ def _between(short: Draft, long: Draft, num_tokens: int, *, halve: bool) -> int:
 
 
 def _with_ending(
-    encode: Callable[[int, str], list[int]], num_tokens: int, short: Draft, *, smallest: int
-) -> tuple[Draft, str]:
+    encode: Callable[[int, str], list[int]], num_tokens: int, short: Sized, *, smallest: int
+) -> tuple[Sized, str]:
     for size in range(short.size, max(short.size - _MAX_STEPS_BACK, smallest) - 1, -1):
         missing = num_tokens - len(encode(size, ""))
         # A stop with its space is one token as a rule, but may be two, and one may merge with what stands before it
@@ -117,7 +121,7 @@ def _with_ending(
             for ending in dict.fromkeys((" ." * number, " ".join("." * number))):
                 token_ids = encode(size, ending)
                 if len(token_ids) == num_tokens:
-                    return Draft(size, token_ids), ending
+                    return Sized(size, token_ids), ending
     raise NoFit(f"no size near {short.size} gives {num_tokens} tokens")
 
 
