@@ -1,21 +1,15 @@
-"""Scores of generated answers: one line a sample while an evaluation runs, a Parquet file and a table at its end."""
+"""What an evaluation measures: the rows of its tables, and means of them; sums and counts travel."""
 
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from results.atomic_file import replacing
-
-LINES = "scores.jsonl"
-"""What a running evaluation appends to."""
-TABLE = "scores.parquet"
-"""The same as a table, written when the evaluation is finished."""
+SCORES, TEXT_LOSSES, RETENTION, HARNESS = "scores", "text_losses", "retention", "harness"
+"""Names of the files of `SampleScore`, `TextLoss`, `Retention` and `HarnessScore`."""
+CONTENDERS = "contenders.json"
+"""File with the factors of every contender, by name, as `RescaleFactors.to_json` writes them."""
+BEYOND = "*"
+"""Marks a length beyond the target of a contender's factors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,69 +43,116 @@ class SampleScore:
         return self.contender, self.task, self.length, self.sample
 
 
-class ScoreStore:
-    """Keeps the scores of one evaluation; for one writer.
+@dataclass(frozen=True, kw_only=True)
+class TextLoss:
+    """What one contender lost on one text, read in windows of one length."""
 
-    What was added survives the death of the process at any moment.
+    contender: str
+    """Name of the factors, as their user knows them."""
+    candidate: str
+    """Content key of the factors."""
+    form: str
+    """How windows are laid and averaged: sliding, longlora or temp-lora."""
+    length: int
+    """Tokens of a window."""
+    stride: int
+    """Tokens from one window to the next."""
+    text: str
+    """Id of the text."""
+    num_text_tokens: int
+    """Tokens of the text."""
+    sum_nll: float | None
+    """Negative log-likelihood over all scored tokens, nats; None where it is not finite."""
+    num_tokens: int
+    """Tokens scored, each as often as it was."""
+    weighted_loss: float | None
+    """Sum over windows of what the form averages (mean loss, in temp-lora perplexity) times the window's weight; None
+    where it is not finite."""
+    weight: float
+    """Sum of the windows' weights."""
+    first_contexts: list[int]
+    """Fewest tokens seen before a token of each bucket."""
+    last_contexts: list[int]
+    """Most tokens seen, likewise."""
+    bucket_sums: list[float | None]
+    """Negative log-likelihood of each bucket, nats; None where it is not finite."""
+    bucket_counts: list[int]
+    """Tokens of each bucket."""
+    seconds: float
+    """Wall time."""
 
-    Args:
-        folder: Folder of the evaluation; it exists.
-    """
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What tells it from every other row of an evaluation."""
+        return self.contender, self.form, self.length, self.text
 
-    def __init__(self, folder: Path) -> None:
-        self._lines = folder / LINES
-        self._table = folder / TABLE
 
-    def add(self, scores: Sequence[SampleScore]) -> None:
-        """Append scores.
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """How far one contender moves the model's logits on one text inside the original window."""
 
-        Args:
-            scores: New ones.
+    contender: str
+    """Name of the factors, as their user knows them."""
+    candidate: str
+    """Content key of the factors."""
+    serving: str
+    """switched: as Ropewalk and engines with both lists serve; pinned: the long factors at every length."""
+    length: int
+    """Tokens read."""
+    text: str
+    """Id of the text."""
+    largest_difference: float | None
+    """Between the two logits of any token at any position; None where one is no number."""
+    sum_divergence: float | None
+    """Kullback-Leibler divergence from the original model's distribution, KL(original || contender), summed over
+    positions, nats; None where it is not finite."""
+    num_same_top: int
+    """Positions at which the likeliest token is the same."""
+    num_positions: int
+    """Positions compared."""
+    seconds: float
+    """Wall time."""
 
-        Raises:
-            OSError: They could not be written.
-        """
-        lines = "".join(json.dumps(asdict(score), allow_nan=False) + "\n" for score in scores)
-        with self._lines.open("ab", buffering=0) as file:
-            file.write(lines.encode())
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What tells it from every other row of an evaluation."""
+        return self.contender, self.serving, self.length, self.text
 
-    def recover(self) -> list[SampleScore]:
-        """Cut off the line in which a killed process ended, and return the scores before it.
 
-        Raises:
-            OSError: The file cannot be read or written to.
-            ValueError: A line holds something else than a score.
-        """
-        if not self._lines.is_file():
-            return []
-        content = self._lines.read_bytes()
-        num_whole = content.rfind(b"\n") + 1
-        if num_whole < len(content):
-            os.truncate(self._lines, num_whole)
-        return [_score(line, self._lines) for line in content[:num_whole].splitlines()]
+@dataclass(frozen=True, kw_only=True)
+class HarnessScore:
+    """What lm-evaluation-harness gave one contender for one metric of one task."""
 
-    def finish(self) -> pd.DataFrame:
-        """Write all scores as a Parquet file, and return them.
+    contender: str
+    """Name of the factors, as their user knows them."""
+    candidate: str
+    """Content key of the factors."""
+    task: str
+    """The harness's name of the task."""
+    version: str
+    """Version of the task."""
+    metric: str
+    """With its filter, as the harness names both."""
+    value: float | None
+    """The metric; None where the harness has none."""
+    stderr: float | None
+    """Standard error, where the harness gives one."""
+    num_samples: int
+    """Samples measured."""
+    seconds: float
+    """Wall time of the task."""
 
-        Returns:
-            One row per score, the fields of `SampleScore` as columns.
-
-        Raises:
-            OSError: The file cannot be written.
-            ValueError: As `recover`.
-        """
-        columns = [field.name for field in fields(SampleScore)]
-        frame = pd.DataFrame([asdict(score) for score in self.recover()], columns=columns)
-        with replacing(self._table) as temporary:
-            pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), temporary)
-        return frame
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells a task's rows from those of every other."""
+        return self.contender, self.task
 
 
 def mean_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """Return sum, count and mean of the scores of each contender, task and length.
 
     Args:
-        scores: As `ScoreStore.finish` returns them.
+        scores: One row each, the fields of `SampleScore` as columns.
 
     Returns:
         Columns contender, task, length, sum, count, mean; contenders and tasks in the order of their first score. Sum
@@ -125,13 +166,3 @@ def mean_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _sum(scores: "pd.Series[float]") -> float:
     return float(scores.sum(skipna=False))
-
-
-def _score(line: bytes, path: Path) -> SampleScore:
-    try:
-        return SampleScore(**json.loads(line))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} must hold the scores that Ropewalk writes, got a line with a fault: {error}. "
-            "Read it with the version of Ropewalk that wrote it, or start a new evaluation."
-        ) from error

@@ -24,7 +24,7 @@ class Contender(NamedTuple):
     name: str
     """What tables call them."""
     factors: RescaleFactors
-    """Used where a sequence is longer than the original window; inside it the model is as it was loaded."""
+    """Used where a sequence is longer than the original window; inside it their short ones, or the model as it was."""
 
 
 def score_samples(
@@ -86,7 +86,9 @@ def _generated(
     prompts = [sample.token_ids for sample in batch]
     original_length = loaded.geometry.original_length
     try:
-        return generate(loaded.model, prompts, decoding, long=factors, original_length=original_length)
+        return generate(
+            loaded.model, prompts, decoding, long=factors, short=factors.short, original_length=original_length
+        )
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -163,7 +163,7 @@ def text_perplexity(
         ValueError: The form is unknown, the text has fewer than two tokens or one that the model does not know,
             window, stride or edges are out of range, or the factors are for another model.
     """
-    ids_T = _checked_ids(loaded, token_ids)
+    ids_T = checked_ids(loaded, token_ids)
     _check_layout(form, window, stride)
     edges = _edges(bucket_edges, window)
     windows = list(_windows(form, len(ids_T), window, stride))
@@ -238,19 +238,25 @@ def _window_nll(loaded: LoadedModel, ids_T: Tensor, laid: Window) -> Sums:
     # A position's logits are for the token behind it
     num_kept = laid.end - laid.scored + 1
     input_ids_1T = ids_T[laid.start : laid.end].to(loaded.device)[None]
-    output, hidden_1KN = _hidden(loaded, input_ids_1T, num_kept)
+    output, hidden_1KN = hidden_states(loaded, input_ids_1T, num_kept)
     targets_K = input_ids_1T[0, -num_kept + 1 :]
     nll = []
-    for start in range(0, num_kept - 1, _num_at_once(loaded)):
-        piece = slice(start, min(start + _num_at_once(loaded), num_kept - 1))
-        logits_KV = _logits(loaded, output, hidden_1KN[:, piece], input_ids_1T).float()
+    for start in range(0, num_kept - 1, num_at_once(loaded)):
+        piece = slice(start, min(start + num_at_once(loaded), num_kept - 1))
+        logits_KV = logits_of(loaded, output, hidden_1KN[:, piece], input_ids_1T).float()
         targets = targets_K[piece].to(logits_KV.device)
         nll.append(functional.cross_entropy(logits_KV, targets, reduction="none").double().cpu().numpy())
     return np.concatenate(nll)
 
 
-def _hidden(loaded: LoadedModel, input_ids_1T: Tensor, num_kept: int) -> tuple[type, Tensor]:
-    """Return the kind of the decoder's output, and its hidden states at the last positions, shape (1, K, N)."""
+def hidden_states(loaded: LoadedModel, input_ids_1T: Tensor, num_kept: int) -> tuple[type, Tensor]:
+    """Return the kind of the decoder's output, and its hidden states at the last positions, shape (1, K, N).
+
+    Args:
+        loaded: The model, with whatever factors are installed.
+        input_ids_1T: One text, shape (1, T), on the model's device.
+        num_kept: K.
+    """
     trimmed: AbstractContextManager[None] = nullcontext()
     if loaded.is_trimmed:
         trim = Trim(num_kept=num_kept, piece_length=piece_length(loaded.model, 1))
@@ -261,8 +267,15 @@ def _hidden(loaded: LoadedModel, input_ids_1T: Tensor, num_kept: int) -> tuple[t
     return type(output), hidden[:, -num_kept:]
 
 
-def _logits(loaded: LoadedModel, kind: type, hidden_1KN: Tensor, input_ids_1T: Tensor) -> Tensor:
-    """Return the logits of a few positions, shape (K, V), by the model's own code round a decoder that is done."""
+def logits_of(loaded: LoadedModel, kind: type, hidden_1KN: Tensor, input_ids_1T: Tensor) -> Tensor:
+    """Return the logits of a few positions, shape (K, V), by the model's own code round a decoder that is done.
+
+    Args:
+        loaded: The model.
+        kind: Of the decoder's output, as `hidden_states` returns it.
+        hidden_1KN: Hidden states of the positions, shape (1, K, N).
+        input_ids_1T: The text, shape (1, T); its first K tokens are handed on and not read.
+    """
     decoder = loaded.model.get_decoder()  # type: ignore[no-untyped-call]
     own = decoder.__dict__.get("forward")
     set_forward(decoder, lambda *_, **__: kind(last_hidden_state=hidden_1KN))
@@ -274,14 +287,27 @@ def _logits(loaded: LoadedModel, kind: type, hidden_1KN: Tensor, input_ids_1T: T
     return logits_1KV[0]
 
 
-def _num_at_once(loaded: LoadedModel) -> int:
-    """Return how many positions' logits are in memory at once."""
+def num_at_once(loaded: LoadedModel) -> int:
+    """Return how many positions' logits are in memory at once.
+
+    Args:
+        loaded: The model.
+    """
     budget = LOGIT_BYTES.get(loaded.device.type, LOGIT_BYTES["cpu"])
     vocabulary_size: int = loaded.model.config.get_text_config().vocab_size
     return max(1, budget // (4 * vocabulary_size))
 
 
-def _checked_ids(loaded: LoadedModel, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> Tensor:
+def checked_ids(loaded: LoadedModel, token_ids: Sequence[int] | npt.NDArray[np.integer]) -> Tensor:
+    """Return the token ids of a text, shape (T,), int64, on the CPU.
+
+    Args:
+        loaded: The model that reads them.
+        token_ids: The text, shape (T,).
+
+    Raises:
+        ValueError: There are fewer than two, they are not in one row, or the model does not know one of them.
+    """
     ids = np.asarray(token_ids, dtype=np.int64)
     if ids.ndim != 1 or len(ids) < 2:
         raise ValueError(f"a text must have at least 2 tokens in one row, got shape {ids.shape}. Give a longer text.")

@@ -1,0 +1,1 @@
+"""`ropewalk evaluate`: factors and formulas measured side by side, task by task."""
