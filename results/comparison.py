@@ -9,8 +9,20 @@ from typing import Literal
 
 import pandas as pd
 
-from results.evaluation import TABLE, mean_scores
+from results.evaluation import (
+    HARNESS,
+    RETENTION,
+    SCORES,
+    TEXT_LOSSES,
+    HarnessScore,
+    Retention,
+    SampleScore,
+    TextLoss,
+    mean_scores,
+)
+from results.row_store import read_rows, table_path
 from results.summary import SUMMARY, Summary
+from results.text_loss_tables import perplexities
 
 Format = Literal["table", "csv", "json"]
 """How a table is written."""
@@ -23,9 +35,12 @@ def compare(runs: Sequence[Path]) -> pd.DataFrame:
         runs: Run directories of searches and evaluations; distinct names.
 
     Returns:
-        One row per run, factors, task and length: columns run, factors, task, length, value, unit, num_samples. A
-        search has the task "needle", with the held-out and the original perplexity; an evaluation has its tasks, with
-        the mean score in percent.
+        One row per run, factors, task and length: columns run, factors, task, length (tokens; missing for tasks of
+        lm-evaluation-harness), value, unit, num_samples. A search has the task "needle", with the held-out and the
+        original perplexity. An evaluation has its tasks with the mean score in percent, "perplexity" and its other
+        forms, "retention switched" and "retention pinned" with the mean Kullback-Leibler divergence from the original
+        model in nats per position, and the harness's tasks with each metric as a unit. A value that is not finite is
+        missing.
 
     Raises:
         ValueError: A folder holds no finished run, or one of a version that cannot be read, or two have one name.
@@ -34,9 +49,9 @@ def compare(runs: Sequence[Path]) -> pd.DataFrame:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"runs must have distinct names, got {', '.join(names)}. Drop one, or rename its folder.")
-    frames = [_results(run) for run in runs]
     columns = ["run", "factors", "task", "length", "value", "unit", "num_samples"]
-    return pd.concat(frames, ignore_index=True)[columns]
+    frames = [_results(run)[columns] for run in runs]
+    return pd.concat(frames, ignore_index=True).astype({"length": "Int64"})
 
 
 def written(frame: pd.DataFrame, kind: Format) -> str:
@@ -52,36 +67,69 @@ def written(frame: pd.DataFrame, kind: Format) -> str:
         text = frame.to_json(orient="records", indent=2)
         assert isinstance(text, str)
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
-    wide = frame.pivot_table(
-        index=["task", "unit", "length", "factors"], columns="run", values="value", sort=False, dropna=False
-    )
-    wide = wide.dropna(how="all")
+    wide = _side_by_side(frame)
     return wide.to_string(float_format=lambda value: f"{value:.4g}", na_rep="") + "\n"
 
 
+def _side_by_side(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a column for each run; rows by task, unit, length and factors, names in the order of their first row."""
+    keys = ["task", "unit", "length", "factors"]
+    places = {name: pd.factorize(frame[name])[0] for name in ("task", "unit", "factors")}
+    ordered = frame.iloc[frame.assign(**places).reset_index(drop=True).sort_values(keys).index]
+    # a missing length would lose its row
+    ordered = ordered.assign(length=ordered["length"].map(str).where(ordered["length"].notna(), ""))
+    rows = pd.MultiIndex.from_frame(ordered[keys].drop_duplicates())
+    return ordered.pivot(index=keys, columns="run", values="value").reindex(rows)[frame["run"].drop_duplicates()]
+
+
 def _results(run: Path) -> pd.DataFrame:
-    if (run / TABLE).is_file():
-        return _scores(run)
+    readers = {SCORES: _scores, TEXT_LOSSES: _text_perplexities, RETENTION: _divergences, HARNESS: _harness}
+    found = [read(run).assign(run=run.name) for name, read in readers.items() if table_path(run, name).is_file()]
+    if found:
+        return pd.concat(found, ignore_index=True)
     if (run / SUMMARY).is_file():
-        return _perplexities(run)
+        return _needle_perplexities(run)
     raise ValueError(
-        f"a comparison must be of finished runs, got {run}, which has neither {SUMMARY} nor {TABLE}. "
-        "Finish it by its own command, or leave it out."
+        f"a comparison must be of finished runs, got {run}, which has neither {SUMMARY} nor any of "
+        f"{', '.join(f'{name}.parquet' for name in readers)}. Finish it by its own command, or leave it out."
     )
 
 
 def _scores(run: Path) -> pd.DataFrame:
-    try:
-        means = mean_scores(pd.read_parquet(run / TABLE))
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"{run / TABLE} must hold the scores that Ropewalk writes, got: {error}. Run the evaluation again."
-        ) from error
+    means = mean_scores(read_rows(run, SCORES, SampleScore))
     named = means.rename(columns={"contender": "factors", "count": "num_samples"})
-    return named.assign(run=run.name, value=100.0 * means["mean"], unit="percent")
+    return named.assign(value=100.0 * means["mean"], unit="percent")
 
 
-def _perplexities(run: Path) -> pd.DataFrame:
+def _text_perplexities(run: Path) -> pd.DataFrame:
+    found = perplexities(read_rows(run, TEXT_LOSSES, TextLoss))
+    named = found.rename(columns={"contender": "factors", "num_texts": "num_samples"})
+    # as `ropewalk evaluate --tasks` calls them
+    tasks = ["perplexity" if form == "sliding" else f"perplexity_{form}" for form in found["form"]]
+    return named.assign(task=tasks, value=found["perplexity"], unit="perplexity")
+
+
+def _divergences(run: Path) -> pd.DataFrame:
+    rows = read_rows(run, RETENTION, Retention)
+    groups = rows.groupby(["contender", "serving", "length"], sort=False)
+    # a text without a finite divergence leaves none for all
+    found = groups.agg(
+        divergence=("sum_divergence", lambda values: values.astype(float).sum(skipna=False)),
+        num_positions=("num_positions", "sum"),
+        num_samples=("text", "size"),
+    ).reset_index()
+    return found.rename(columns={"contender": "factors"}).assign(
+        task="retention " + found["serving"], value=found["divergence"] / found["num_positions"], unit="nats"
+    )
+
+
+def _harness(run: Path) -> pd.DataFrame:
+    rows = read_rows(run, HARNESS, HarnessScore)
+    named = rows.rename(columns={"contender": "factors", "metric": "unit"})
+    return named.assign(length=math.nan, value=named["value"].astype(float))
+
+
+def _needle_perplexities(run: Path) -> pd.DataFrame:
     try:
         summary = Summary.from_json((run / SUMMARY).read_text(encoding="utf-8"))
     except ValueError as error:

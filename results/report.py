@@ -4,13 +4,22 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import TypeAlias
 
 from results.atomic_file import write_text
+from results.measurement import candidate_key
 from results.report_parts.candidates import candidates_html
 from results.report_parts.depth import depth_html
+from results.report_parts.evaluation_grid import grid_html
+from results.report_parts.evaluation_headline import evaluation_headline_html, evaluation_state_html, findings_in_words
+from results.report_parts.evaluation_kept import harness_html, retention_html
+from results.report_parts.evaluation_lengths import ruler_html, window_html
+from results.report_parts.evaluation_origins import contenders_html, effort_html
+from results.report_parts.evaluation_record import EvaluationRecord
+from results.report_parts.evaluation_texts import texts_html
 from results.report_parts.factor_curves import factor_curves_html
 from results.report_parts.headline import gain_in_words, headline_html, state_html
-from results.report_parts.markup import element, escaped, perplexity_text, table
+from results.report_parts.markup import counted, element, escaped, perplexity_text, table
 from results.report_parts.origins import duration, provenance_html, spending_html
 from results.report_parts.record import RunRecord
 from results.report_parts.search_progress import progress_html
@@ -23,7 +32,11 @@ MARK = '<meta name="generator" content="ropewalk report">'
 """What tells a report from any other file."""
 
 
-def report_html(records: Sequence[RunRecord]) -> str:
+Record: TypeAlias = RunRecord | EvaluationRecord
+"""A search or an evaluation."""
+
+
+def report_html(records: Sequence[Record]) -> str:
     """Return the report of runs as an HTML document without scripts or anything to fetch.
 
     Args:
@@ -31,7 +44,7 @@ def report_html(records: Sequence[RunRecord]) -> str:
     """
     first = records[0]
     title = f"Ropewalk report: {_name(first)}" if len(records) == 1 else f"Ropewalk report: {len(records)} runs"
-    runs = "\n".join(_run_html(record, num_runs=len(records)) for record in records)
+    runs = "\n".join(_article(record, records) for record in records)
     version = dict(first.provenance.get("versions") or {}).get("ropewalk")  # type: ignore[call-overload]
     return Template(_resource("report.html")).substitute(
         title=escaped(title),
@@ -41,7 +54,7 @@ def report_html(records: Sequence[RunRecord]) -> str:
     )
 
 
-def write_report(path: Path, records: Sequence[RunRecord]) -> None:
+def write_report(path: Path, records: Sequence[Record]) -> None:
     """Write the report of runs; an older report of that name is replaced, another file is not.
 
     Args:
@@ -69,7 +82,30 @@ def check_replaceable(path: Path) -> None:
         raise ValueError(f"--output must be new or an older report, got {path}, which is another file. Choose another.")
 
 
-def _run_html(record: RunRecord, *, num_runs: int) -> str:
+def _article(record: Record, records: Sequence[Record]) -> str:
+    if isinstance(record, EvaluationRecord):
+        return _evaluation_html(record, [one for one in records if isinstance(one, RunRecord)])
+    return _search_html(record, num_runs=len(records))
+
+
+def _evaluation_html(record: EvaluationRecord, searches: Sequence[RunRecord]) -> str:
+    window = f"{record.config.get('model')}, {_lengths(record)}"
+    origins = [
+        element("p", f"{name} is the winner of this search: {_name(search)}.", classes="small")
+        for name, key in record.keys.items()
+        for search in searches
+        if search.factors is not None and candidate_key(search.factors) == key
+    ]
+    return (
+        f"<article>{element('h2', _name(record))}"
+        f"{element('p', window, classes='small')}{''.join(origins)}"
+        f"{evaluation_state_html(record)}{evaluation_headline_html(record)}{ruler_html(record)}{grid_html(record)}"
+        f"{window_html(record)}{texts_html(record)}{retention_html(record)}{harness_html(record)}"
+        f"{contenders_html(record)}{factor_curves_html(record)}{effort_html(record)}{provenance_html(record)}</article>"
+    )
+
+
+def _search_html(record: RunRecord, *, num_runs: int) -> str:
     window = f"{record.config.get('model')}, {_lengths(record)}"
     return (
         f"<article>{element('h2', _name(record))}"
@@ -81,31 +117,39 @@ def _run_html(record: RunRecord, *, num_runs: int) -> str:
     )
 
 
-def _overview(records: Sequence[RunRecord]) -> str:
-    rows = []
-    for record in records:
-        summary = record.summary
-        if summary is None:
-            rows.append([_name(record), _lengths(record), "unfinished", "-", "-", "-"])
-            continue
-        winner = summary.winning_result
-        values = (winner.heldout_perplexity, winner.original_perplexity)
-        rows.append(
-            [_name(record), _lengths(record), winner.name, *map(perplexity_text, values), duration(summary.seconds)]
-        )
+def _overview(records: Sequence[Record]) -> str:
+    searches = [record for record in records if isinstance(record, RunRecord)]
     header = ("run", "window", "winner", "held-out", "original length", "wall time")
-    told = "".join(
-        element("li", f"{_name(record)}: {gain_in_words(record.summary)}") for record in records if record.summary
-    )
-    return table("The winner of each run, perplexities", header, rows) + (f"<ul>{told}</ul>" if told else "")
+    shown = table("The winner of each run, perplexities", header, list(map(_row, searches))) if searches else ""
+    told = [f"{_name(record)}: {gain_in_words(record.summary)}" for record in searches if record.summary]
+    told += [
+        f"{_name(record)}: {' '.join(findings_in_words(record))}"
+        for record in records
+        if isinstance(record, EvaluationRecord)
+    ]
+    return shown + (f"<ul>{''.join(element('li', one) for one in told)}</ul>" if told else "")
 
 
-def _name(record: RunRecord) -> str:
+def _row(record: RunRecord) -> list[str]:
+    summary = record.summary
+    if summary is None:
+        return [_name(record), _lengths(record), "unfinished", "-", "-", "-"]
+    winner = summary.winning_result
+    values = (winner.heldout_perplexity, winner.original_perplexity)
+    return [_name(record), _lengths(record), winner.name, *map(perplexity_text, values), duration(summary.seconds)]
+
+
+def _name(record: Record) -> str:
     model = Path(str(record.config.get("model"))).name
+    if isinstance(record, EvaluationRecord):
+        return f"Evaluation of {model}, {record.path.name}"
     return f"{model} to {record.config.get('target_length')} tokens, {record.path.name}"
 
 
-def _lengths(record: RunRecord) -> str:
+def _lengths(record: Record) -> str:
+    if isinstance(record, EvaluationRecord):
+        lengths = str(record.config.get("lengths", "")).replace(",", ", ")
+        return f"lengths {lengths} tokens, {counted(len(record.contenders), 'contender')}"
     return f"{record.config.get('original_length')} to {record.config.get('target_length')} tokens"
 
 

@@ -10,7 +10,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from results.report import check_replaceable, write_report
+from results.report import Record, check_replaceable, write_report
+from results.report_parts.evaluation_record import is_evaluation, read_evaluation
 from results.report_parts.record import Candidate, RunRecord, read_record
 from results.run_directory import RunDirectory
 from results.urls import without_password
@@ -24,7 +25,7 @@ def write_run_report(runs: Sequence[str | Path], output: str | Path) -> None:
     """Write the report of runs, and say where it is.
 
     Args:
-        runs: Run directories, one at least; finished or not.
+        runs: Run directories of searches and evaluations, one at least; finished or not.
         output: HTML file to write; an older report there is replaced.
 
     Raises:
@@ -33,13 +34,13 @@ def write_run_report(runs: Sequence[str | Path], output: str | Path) -> None:
     """
     path = Path(output).expanduser().absolute()
     check_replaceable(path)
-    records = [read_run(Path(run).expanduser().absolute()) for run in dict.fromkeys(map(str, runs))]
+    records = [_read(Path(run).expanduser().absolute()) for run in dict.fromkeys(map(str, runs))]
     write_report(path, records)
     sys.stdout.write(f"report: {path}\n")
 
 
 def read_run(path: Path) -> RunRecord:
-    """Return a run with the candidates of its study; where that cannot be read, the record says so.
+    """Return a search with the candidates of its study; where that cannot be read, the record says so.
 
     Args:
         path: Run directory, absolute.
@@ -81,6 +82,10 @@ def read_candidates(path: Path) -> list[Candidate]:
     except (ValueError, KeyError, OSError, StorageInternalError, SQLAlchemyError) as error:
         raise _StudyError(without_password(" ".join(str(error).split()))) from error
     return [_candidate(trial) for trial in trials if CANDIDATE in trial.user_attrs]
+
+
+def _read(path: Path) -> Record:
+    return read_evaluation(path) if is_evaluation(path) else read_run(path)
 
 
 class _StudyError(Exception):

@@ -1,17 +1,33 @@
 """The factors of every method on one plot, and as numbers."""
 
 import math
+from typing import Protocol
 
 from results.plots import Axis, Plot, Scale, Series, plot_html, scale_of, tick_text
 from results.report_parts.markup import element, section, table
-from results.report_parts.record import Candidate, RunRecord
+from results.report_parts.record import Candidate, Shown
 from rope.critical_dimension import theoretical_critical_dim
+from rope.factors import RescaleFactors
 from rope.frequencies import periods
 
 MOST_TICKS = 6
 
 
-def factor_curves_html(record: RunRecord) -> str:
+class Curves(Protocol):
+    """What factor curves are drawn of: a search or an evaluation."""
+
+    @property
+    def one_per_method(self) -> tuple[Shown, ...]:
+        """Methods in the order of the legend."""
+        ...
+
+    @property
+    def factors(self) -> RescaleFactors | None:
+        """Factors of the model, for its geometry; None where none are known."""
+        ...
+
+
+def factor_curves_html(record: Curves) -> str:
     """Return the plot of index against lambda, and a table of the numbers; nothing where no factors are known."""
     curves = [
         (one.label, one.candidate, style(number, is_winner=one.is_winner))
@@ -44,7 +60,7 @@ def style(number: int, *, is_winner: bool) -> str:
     return "win" if is_winner else f"c{number % 6} d{number // 6 % 3}"
 
 
-def _period_axis(record: RunRecord, scale: Scale, pairs: range) -> Axis | None:
+def _period_axis(record: Curves, scale: Scale, pairs: range) -> Axis | None:
     factors = record.factors
     if factors is None:
         return None
@@ -53,7 +69,7 @@ def _period_axis(record: RunRecord, scale: Scale, pairs: range) -> Axis | None:
     return Axis("period of the pair in the original model, tokens", scale, ticks)
 
 
-def _marks(record: RunRecord, candidates: list[Candidate]) -> list[tuple[float, str]]:
+def _marks(record: Curves, candidates: list[Candidate]) -> list[tuple[float, str]]:
     """Return the critical dimensions with the methods that have them, and the theoretical one."""
     named: dict[int, list[str]] = {}
     for candidate in candidates:

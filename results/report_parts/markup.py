@@ -47,13 +47,27 @@ def table(
         classes: Classes of the table.
         marked: Number of the row to stand out.
     """
-    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in header)
     body = "".join(_row(row, "marked" if number == marked else "") for number, row in enumerate(rows))
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}">'
-        f'<table class="{classes}"><caption><span>{escaped(caption)}</span></caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return _table(caption, header, f"<tbody>{body}</tbody>", classes)
+
+
+def grouped_table(
+    caption: str, header: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[str | Cell]]]], *, classes: str
+) -> str:
+    """Return a table of groups of rows, each under its name; else as `table`.
+
+    Args:
+        caption: What it shows.
+        header: One name per column.
+        groups: Names with their rows.
+        classes: Classes of the table.
+    """
+    body = "".join(
+        f'<tbody><tr class="group"><th scope="rowgroup" colspan="{len(header)}"><span>{escaped(name)}</span></th></tr>'
+        f"{''.join(_row(row, '') for row in rows)}</tbody>"
+        for name, rows in groups
     )
+    return _table(caption, header, body, classes)
 
 
 def definitions(facts: Sequence[tuple[str, str]]) -> str:
@@ -99,6 +113,15 @@ def counted(number: int, one: str) -> str:
         '2 documents'
     """
     return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
+def _table(caption: str, header: Sequence[str], body: str, classes: str) -> str:
+    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in header)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}">'
+        f'<table class="{classes}"><caption><span>{escaped(caption)}</span></caption>'
+        f"<thead><tr>{head}</tr></thead>{body}</table></div>"
+    )
 
 
 def _row(row: Sequence[str | Cell], classes: str) -> str:

@@ -1,6 +1,8 @@
 """With what, where and at what price a result was made."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 import yaml
@@ -10,6 +12,25 @@ from results.report_parts.record import RunRecord
 from results.report_parts.search_progress import num_forwards
 from results.speed import Speed, shown
 from results.urls import without_password
+
+
+class Origin(Protocol):
+    """What provenance is told of: a search or an evaluation."""
+
+    @property
+    def path(self) -> Path:
+        """Run directory."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """Every setting of the start."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """As `results.provenance.Provenance` is written; entries may be missing."""
+        ...
 
 
 def spending_html(record: RunRecord) -> str:
@@ -22,7 +43,7 @@ def spending_html(record: RunRecord) -> str:
         ("search forwards", f"{num_forwards(frame):,}, a gradient counted as three"),
         ("wall time", _wall(record)),
         ("time in workers", duration(float(frame["seconds"].sum()))),
-        ("accelerators", _accelerator_hours(record)),
+        ("accelerators", accelerator_hours(record.provenance.get("accelerators"), _seconds(record))),
         ("operations", _operations(frame)),
         ("computing", speed.computing),
         ("memory", speed.memory),
@@ -30,7 +51,7 @@ def spending_html(record: RunRecord) -> str:
     return section("Speed and cost", definitions(facts))
 
 
-def provenance_html(record: RunRecord) -> str:
+def provenance_html(record: Origin) -> str:
     """Return versions, hashes, seed, hardware and command, and the whole configuration folded away."""
     known = record.provenance
     hashes, versions = _entries(known.get("hashes")), _entries(known.get("versions"))
@@ -38,7 +59,7 @@ def provenance_html(record: RunRecord) -> str:
         ("run directory", str(record.path)),
         ("model", str(record.config.get("model", ""))),
         ("model fingerprint", str(record.config.get("model_fingerprint", ""))),
-        ("corpus", str(record.config.get("corpus", ""))),
+        ("corpus", str(record.config.get("corpus") or "")),
         ("seed", str(known.get("seed", record.config.get("seed", "")))),
         ("command", str(known.get("command", ""))),
         ("started", str(known.get("started", ""))),
@@ -68,6 +89,21 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{seconds / 60:.3g} min"
 
 
+def accelerator_hours(names: object, seconds: float | None) -> str:
+    """Return the accelerators and their hours, taken as held for the whole time.
+
+    Args:
+        names: One per device, as `results.provenance.Provenance` has them; nothing is told of anything else.
+        seconds: Time; None where it is not known.
+    """
+    if not isinstance(names, list) or seconds is None:
+        return ""
+    if not names:
+        return "none, 0 GPU-hours"
+    kinds = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    return f"{kinds}: {len(names) * seconds / 3600:.3g} GPU-hours, if all were held from start to end"
+
+
 def _speed(record: RunRecord) -> Speed:
     if record.summary is not None:
         return record.summary.speed
@@ -83,17 +119,6 @@ def _seconds(record: RunRecord) -> float | None:
 def _wall(record: RunRecord) -> str:
     seconds = _seconds(record)
     return "" if seconds is None else duration(seconds)
-
-
-def _accelerator_hours(record: RunRecord) -> str:
-    """Return the accelerators and their hours, taken as held for the whole run."""
-    names, seconds = record.provenance.get("accelerators"), _seconds(record)
-    if not isinstance(names, list) or seconds is None:
-        return ""
-    if not names:
-        return "none, 0 GPU-hours"
-    kinds = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    return f"{kinds}: {len(names) * seconds / 3600:.3g} GPU-hours, if all were held from start to end"
 
 
 def _operations(frame: pd.DataFrame) -> str:

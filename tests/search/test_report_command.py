@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from results.measurement import candidate_key
@@ -14,6 +15,7 @@ from rope.factors import load_factors
 from search.cli import main
 from search.journal import JOURNAL
 from search.report_command import read_candidates, read_run
+from tests.results.evaluation_runs import answers, write_evaluation
 from tests.search.running import HAYSTACK, MODEL, TINY
 
 FIGURES = (
@@ -130,6 +132,48 @@ def test_what_is_no_run_is_refused_in_one_line(
     assert "must hold the measurements of a search, got an empty run" in refused(capsys, str(copied))
     assert "run" in refused(capsys)
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("evaluations") / "two"
+    words = ["evaluate", f"--model={MODEL}", f"--corpus={HAYSTACK}", "--tasks=niah_grid,niah_single_1"]
+    words += ["--lengths=256,512", "--depths=0,1", "--num-samples=1", "--methods=none,yarn", "--dtype=float32"]
+    assert main([*words, f"--factors={finished}", f"--run-dir={run}"]) == 0
+    return run
+
+
+def test_a_search_and_its_evaluation_are_one_report_which_changes_nothing(
+    finished: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    before = files(evaluated)
+    page = reported(tmp_path / "page.html", finished, evaluated)
+    assert page.count("<article>") == 2
+    assert [figure for figure in FIGURES if figure not in page] == []
+    assert page.count("needles found by depth and length in tokens, percent; 1 sample a cell</span>") == 3
+    assert "one is the winner of this search: model to 512 tokens, one." in page
+    assert "Unfinished" not in page
+    assert files(evaluated) == before
+
+
+def test_an_evaluation_that_was_killed_is_reported_as_far_as_it_came(evaluated: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "killed"))
+    (run / "scores.parquet").unlink()
+    lines = (run / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "scores.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:9])
+    page = reported(tmp_path / "page.html", run)
+    assert "Unfinished: it was stopped or killed; the same command goes on with it." in page
+    assert "<dt>answers</dt><dd>3 samples</dd>" in page
+
+
+def test_an_empty_or_older_evaluation_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = write_evaluation(tmp_path / "empty")
+    assert "must hold the rows of an evaluation, got an empty run" in refused(capsys, str(empty))
+    older = write_evaluation(tmp_path / "older", scores=answers("yarn", "vt", 256, [1.0]))
+    pd.DataFrame({"contender": ["yarn"]}).to_parquet(older / "scores.parquet")
+    assert "scores.parquet must have version 1 and the columns" in refused(capsys, str(older))
 
 
 def test_another_file_is_not_written_over(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
