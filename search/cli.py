@@ -11,10 +11,15 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+    set_parsing_settings,
+)
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,12 +29,19 @@ from results.run_lock import is_locked
 from results.status import describe, read_status
 from results.urls import without_password
 from search.config import FINGERPRINT, SearchConfig
-from search.evaluation_config import EvaluationConfig
+from search.evaluation.config import EvaluationConfig
+from search.export_config import ExportConfig
+from search.import_config import ImportConfig
 from search.place import run_directory_path
+from search.verify_config import VerifyConfig
 
 DESCRIPTION = "Find the RoPE rescale factors that let a language model read beyond its training window."
 
+Config = TypeVar("Config", SearchConfig, EvaluationConfig, ExportConfig, ImportConfig, VerifyConfig)
+
 RESUME = "--resume=true"
+FLAGS = ("--force", "--in-place", "--resume")
+"""Options that are flags to their user; the parser wants a value."""
 
 
 class _DashedParser(ArgumentParser):
@@ -56,6 +68,33 @@ def _build_evaluation_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; later options win")
     parser.add_class_arguments(EvaluationConfig)
+    return parser
+
+
+def _build_export_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False, allow_abbrev=False, description="Write what a serving engine reads, and what to type."
+    )
+    parser.add_class_arguments(ExportConfig)
+    return parser
+
+
+def _build_import_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False, allow_abbrev=False, description="Read the factors of a model or list that exists."
+    )
+    parser.add_argument("source", type=str, help="config.json, model folder, .gguf file, list, or published:NAME")
+    parser.add_class_arguments(ImportConfig, skip={"source"})
+    return parser
+
+
+def _build_verification_parser() -> ArgumentParser:
+    parser = _DashedParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Compare what engines compute from an export, by their own code, with Ropewalk.",
+    )
+    parser.add_class_arguments(VerifyConfig)
     return parser
 
 
@@ -86,38 +125,59 @@ def _build_report_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 2 where what the user gave cannot be used."""
-    search = build_search_parser()
+    """Run the command line and return its exit code: 0, 1 where an engine rotates otherwise, 2 for unusable input."""
+    parsers = {
+        "search": (build_search_parser(), "search factors for a target length"),
+        "evaluate": (_build_evaluation_parser(), "measure factors on tasks"),
+        "export": (_build_export_parser(), "write factors for a serving engine"),
+        "import": (_build_import_parser(), "read factors that exist"),
+        "verify": (_build_verification_parser(), "check that engines rotate alike"),
+        "status": (_build_status_parser(), "say how far a run is"),
+        "compare": (_build_comparison_parser(), "print results across runs"),
+        "report": (_build_report_parser(), "write an HTML file about runs"),
+    }
     parser = _DashedParser(prog="ropewalk", exit_on_error=False, allow_abbrev=False, description=DESCRIPTION)
     commands = parser.add_subcommands(dest="command")
-    commands.add_subcommand("search", search, help="search factors for a target length")
-    commands.add_subcommand("evaluate", _build_evaluation_parser(), help="measure factors on tasks")
-    commands.add_subcommand("status", _build_status_parser(), help="say how far a run is")
-    commands.add_subcommand("compare", _build_comparison_parser(), help="print results across runs")
-    commands.add_subcommand("report", _build_report_parser(), help="write an HTML file about runs")
+    for name, (command, explained) in parsers.items():
+        commands.add_subcommand(name, command, help=explained)
     words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         if words[:1] == ["search"] and _is_resume(words):
             words[1:1] = _settings_of_the_run(words)
         options = parser.instantiate(parser.parse_args(words))
-        if options.command == "status":
-            _show_status(Path(options.status.run).expanduser().absolute())
-        elif options.command == "evaluate":
-            settings = {field.name: options.evaluate[field.name] for field in fields(EvaluationConfig)}
-            _evaluate(EvaluationConfig(**settings))
-        elif options.command == "compare":
-            _compare(options.compare.runs, options.compare.format)
-        elif options.command == "report":
-            _write_report(options.report.runs, options.report.output)
-        else:
-            config = SearchConfig(**{field.name: options.search[field.name] for field in fields(SearchConfig)})
-            _search(config)
+        return _run(options)
     except argparse.ArgumentError as error:
-        return _report(f"{error}{_known_options(search, str(error))}")
+        command, _ = parsers.get(words[0] if words else "", parsers["search"])
+        return _report(f"{error}{_known_options(command, str(error))}")
     except (ValueError, OSError, MemoryError, StorageInternalError, SQLAlchemyError) as error:
         return _report(_message(error))
     except KeyboardInterrupt:
         return _report("interrupted; what was measured so far is kept in the run directory")
+
+
+def _run(options: Namespace) -> int:
+    given = options[options.command]
+
+    def config_of(kind: type[Config]) -> Config:
+        return kind(**{field.name: given[field.name] for field in fields(kind)})
+
+    match options.command:
+        case "search":
+            _search(config_of(SearchConfig))
+        case "evaluate":
+            _evaluate(config_of(EvaluationConfig))
+        case "export":
+            _export(config_of(ExportConfig))
+        case "import":
+            _import(config_of(ImportConfig))
+        case "verify":
+            return _verify(config_of(VerifyConfig))
+        case "status":
+            _show_status(Path(given.run).expanduser().absolute())
+        case "compare":
+            _compare(given.runs, given.format)
+        case "report":
+            _write_report(given.runs, given.output)
     return 0
 
 
@@ -133,10 +193,28 @@ def _search(config: SearchConfig) -> None:
 
 
 def _evaluate(config: EvaluationConfig) -> None:
-    from search.evaluation import run_evaluation  # imports torch
+    from search.evaluation.run import run_evaluation  # imports torch
 
     _set_up_logging()
     run_evaluation(config)
+
+
+def _export(config: ExportConfig) -> None:
+    from search.export_command import run_export
+
+    run_export(config)
+
+
+def _import(config: ImportConfig) -> None:
+    from search.import_command import run_import
+
+    run_import(config)
+
+
+def _verify(config: VerifyConfig) -> int:
+    from search.verify_command import run_verification  # imports torch
+
+    return run_verification(config)
 
 
 def _show_status(run: Path) -> None:
@@ -187,9 +265,9 @@ def _set_up_logging() -> None:
 
 
 def _with_underscores(word: str) -> str:
-    if word == "--resume":
-        return RESUME  # a flag to its user; the parser wants a value
     name, equals, value = word.partition("=")
+    if word in FLAGS:
+        equals, value = "=", "true"
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
 
 

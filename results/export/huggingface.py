@@ -27,7 +27,8 @@ def huggingface_fragment(
 
     Args:
         factors: What to export.
-        short_factors: Factors inside the original length, shape (rotary_dim / 2,), above 0; default: all 1.
+        short_factors: Factors inside the original length, shape (rotary_dim / 2,), above 0; default: those that
+            the factors bring, else all 1.
         partial_rotary_factor: The model's own, where it rotates only a part of each head. Needed where its config
             keeps the entry inside `rope_parameters`, which is replaced; elsewhere the model's own stays in force.
 
@@ -40,9 +41,11 @@ def huggingface_fragment(
 
     Source: transformers 5.23, `modeling_rope_utils.py`.
     """
-    _check_start_tokens(factors.num_start_tokens)
+    check_start_tokens(factors.num_start_tokens)
     num_pairs = len(factors.values)
-    short = [1.0] * num_pairs if short_factors is None else _checked_short_factors(short_factors, num_pairs)
+    if short_factors is None:
+        short_factors = factors.short_values or (1.0,) * num_pairs
+    short = _checked_short_factors(short_factors, num_pairs)
     partial = {} if partial_rotary_factor is None else {"partial_rotary_factor": partial_rotary_factor}
     rotation = {
         "rope_theta": factors.base,
@@ -63,7 +66,15 @@ def huggingface_fragment(
     }
 
 
-def _check_start_tokens(num_start_tokens: int) -> None:
+def check_start_tokens(num_start_tokens: int) -> None:
+    """Refuse factors that no engine can rotate with.
+
+    Args:
+        num_start_tokens: Positions that keep their original rotation.
+
+    Raises:
+        ValueError: There are some.
+    """
     if num_start_tokens > 0:
         raise ValueError(
             f"exported factors must have num_start_tokens 0, got {num_start_tokens}: no engine keeps the first tokens "

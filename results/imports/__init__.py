@@ -1,0 +1,1 @@
+"""What others publish and serve, read as rescale factors: one form a file."""
