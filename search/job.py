@@ -27,6 +27,7 @@ from results.urls import without_password
 from rope.factors import RescaleFactors
 from search.config import FINGERPRINT, MAY_CHANGE, SearchConfig, resolved_config
 from search.evolution import best_formula_of, evolve, measure_formulas
+from search.formulas import WARMER, formula, formula_factors, warmer
 from search.journal import mend_journal
 from search.judging import Judged, Splits, judge, measure_picks
 from search.ledger import Ledger, Scored, ranked
@@ -37,19 +38,15 @@ from search.place import check_mirror, check_storage, run_directory_path
 from search.precision import with_precision
 from search.preparation import (
     DOCUMENTS,
-    WARMER,
     RunDocuments,
     build_run_documents,
     check_budget,
     check_documents,
     document_record,
-    formula,
-    formula_factors,
     make_sampler,
     model_fingerprint,
     open_scorer,
     panels_of,
-    warmer,
 )
 from search.progress import Plan, SearchProgress
 from search.reporting import Reporter, how_to_resume, reported, seconds_before, study_note
@@ -329,8 +326,9 @@ def _plan(config: SearchConfig, prepared: _Prepared) -> Plan:
     """Return about how many candidates and documents the run will measure; nothing but the display needs it."""
     documents = config.documents
     num_searched = sum(prepared.sampler.generation_sizes)
-    num_formulas = len(prepared.formulas) + len(WARMER) + len(config.formulas.methods)
-    num_judged = len(config.formulas.methods) + 2 * config.num_finalists
+    num_named = len(config.formulas.methods) + len(config.formulas.files)
+    num_formulas = len(prepared.formulas) + len(WARMER) + num_named
+    num_judged = num_named + 2 * config.num_finalists
     num_search = num_formulas * config.num_formula_documents + num_searched * (
         config.num_per_candidate + len(prepared.documents.short)
     )

@@ -15,12 +15,11 @@ import numpy as np
 from needles.corpus import Split
 from needles.document import NeedleDocument, build_documents
 from needles.prompts import RULER_BASE, chat_prompt
-from results.measurement import candidate_key
 from rope.critical_dimension import critical_dim_candidates, theoretical_critical_dim
 from rope.factors import RescaleFactors
-from rope.methods import METHODS, PAPER_TEMPERATURE
 from rope.temperature import attention_temperature
 from search.config import SearchConfig
+from search.formulas import BEST, WARMER, formula
 from search.monotone_space import CoordinateSpace, MonotoneSpace
 from search.panels import Panels, by_depth
 from search.parametrization import Parametrization, all_pairs, from_critical_dim, spline
@@ -49,12 +48,6 @@ END_BYTES = 2**16
 """Bytes at either end of a file that tell it from another."""
 OWN_WINDOW_DOCUMENTS = 8
 """Documents on which it is checked that the model answers several needles in its own window."""
-WARMER = (1.5, 2.0, 2.5)
-"""Temperatures at which the best formula is measured too, in YaRN's excess over 1."""
-BEST = "best"
-"""The temperature choice that stands for the best formula's."""
-PAPER = "paper"
-"""The temperature choice that stands for a formula's own."""
 
 
 class RunDocuments(NamedTuple):
@@ -188,33 +181,6 @@ def check_documents(run_dir: Path, documents: Sequence[NeedleDocument]) -> None:
         )
 
 
-def formula_factors(
-    config: SearchConfig, model: ModelDescription, *, temperature: float | None = None
-) -> list[RescaleFactors]:
-    """Return every formula at every temperature that the configuration asks for, each distinct candidate once.
-
-    Args:
-        config: The whole search. The fixed temperature of algorithm longrope2 is among those asked for.
-        model: What the formulas are for.
-        temperature: The one temperature to use instead.
-    """
-    choices: list[float | str] = [*config.formulas.temperatures]
-    if config.algorithm == "longrope2" and config.space.attention_temperature != BEST:
-        choices.append(config.space.attention_temperature)
-    found: dict[str, RescaleFactors] = {}
-    for name in config.formulas.methods:
-        factors = formula(name, config, model)
-        for choice in choices if temperature is None else [temperature]:
-            chosen = attention_temperature(
-                PAPER_TEMPERATURE[name] if choice == PAPER else choice,
-                scale=factors.scale,
-                original_length=factors.original_length,
-            )
-            candidate = factors.with_temperature(chosen)
-            found.setdefault(candidate_key(candidate), candidate)
-    return list(found.values())
-
-
 def check_budget(config: SearchConfig, num_formulas: int) -> None:
     """Refuse a budget that ends before the search begins.
 
@@ -228,26 +194,6 @@ def check_budget(config: SearchConfig, num_formulas: int) -> None:
             f"{config.num_formula_documents + config.num_short_documents} documents each, got {config.budget}. Raise "
             "it, or name fewer formulas.methods, formulas.temperatures or documents.num_formula."
         )
-
-
-def formula(name: str, config: SearchConfig, model: ModelDescription) -> RescaleFactors:
-    """Return the factors of a formula for the run's model and target, at temperature 1."""
-    return METHODS[name](
-        model.geometry.rotary_dim,
-        model.geometry.base,
-        original_length=model.geometry.original_length,
-        target_length=config.target_length,
-    )
-
-
-def warmer(best: RescaleFactors) -> list[RescaleFactors]:
-    """Return the best formula at higher temperatures than the papers': some models want more.
-
-    Args:
-        best: Factors; YaRN's temperature for their scale, 1 + 0.1 ln s, is what is gone beyond.
-    """
-    excess = attention_temperature("yarn", scale=best.scale, original_length=best.original_length) - 1.0
-    return [best.with_temperature(1.0 + times * excess) for times in WARMER]
 
 
 def make_sampler(config: SearchConfig, model: ModelDescription, best_formula: RescaleFactors) -> JointSampler:

@@ -93,6 +93,9 @@ class FormulasConfig:
     temperatures: list[float | str] = field(default_factory=lambda: ["paper", "none", "longrope", "yarn"])
     """Temperatures that each method is measured with: paper (its own), none, longrope, yarn or a number. The one
     that the search uses is always measured too."""
+    files: list[str] = field(default_factory=list)
+    """Files of factors, or run directories, measured beside the formulas with their own temperatures: the search
+    starts from the best of all. `ropewalk import` makes such files of models that exist."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.methods) - set(METHODS))

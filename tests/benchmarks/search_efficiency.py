@@ -36,10 +36,11 @@ from results.store import MeasurementStore
 from rope.factors import RescaleFactors
 from search.config import SearchConfig
 from search.evolution import best_formula_of, evolve, measure_formulas
+from search.formulas import formula_factors, warmer
 from search.journal import mend_journal
 from search.ledger import Ledger, Scored, ranked
 from search.objectives import Objectives
-from search.preparation import build_run_documents, formula_factors, make_sampler, panels_of, warmer
+from search.preparation import build_run_documents, make_sampler, panels_of
 from search.progress import Plan, SearchProgress
 from search.samplers.cmaes import CmaesConfig
 from search.samplers.longrope2 import EvolutionConfig

@@ -1,6 +1,9 @@
 """What comes before the first measurement: documents, formulas, the space."""
 
+import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,24 +12,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from results.measurement import candidate_key
+from rope.factors import RescaleFactors
 from rope.linear import linear_factors
 from rope.methods import METHODS
 from search.config import SearchConfig
+from search.formulas import formula_factors, warmer
 from search.monotone_space import MonotoneSpace
 from search.panels import by_depth
-from search.preparation import (
-    build_run_documents,
-    check_budget,
-    formula_factors,
-    longrope2_space,
-    make_sampler,
-    panels_of,
-    warmer,
-)
+from search.preparation import build_run_documents, check_budget, longrope2_space, make_sampler, panels_of
 from search.sections import DocumentsConfig, FormulasConfig, MonotoneConfig, SpaceConfig
 from workers.geometry import RopeGeometry
 from workers.model import ModelDescription
 
+ORACLES = Path(__file__).parents[1] / "oracles"
 ORIGINAL, TARGET = 800, 1600
 LLAMA3 = RopeGeometry(rotary_dim=128, base=500_000.0, original_length=8192)
 SMALL = RopeGeometry(rotary_dim=32, base=10_000.0, original_length=ORIGINAL)
@@ -190,6 +188,40 @@ def test_formulas_without_a_temperature_are_refused(llama3: ModelDescription, te
             ),
             llama3,
         )
+
+
+def test_lists_of_files_stand_beside_the_formulas_for_this_target_with_their_own_temperature(
+    llama3: ModelDescription, tmp_path: Path
+) -> None:
+    published = json.loads((ORACLES / "longrope2_llama3_8b.json").read_text())["long_factor"]
+    geometry = {"rotary_dim": 128, "base": 5e5, "original_length": 8192}
+    factors = RescaleFactors.from_list(published, **geometry, target_length=131_072, attention_temperature=1.25)
+    replace(factors, short_values=(1.5,) * 64).save(tmp_path / "published.json")
+    (tmp_path / "first").mkdir()
+    linear_factors(128, 5e5, original_length=8192, target_length=65_536).save(tmp_path / "first" / "factors.json")
+    files = [str(tmp_path / "published.json"), str(tmp_path / "first")]
+    config = make_config(
+        target_length=65_536, formulas=FormulasConfig(methods=["yarn"], temperatures=["none"], files=files)
+    )
+    *_, theirs, ours = formula_factors(config, llama3)
+    assert (theirs.method, ours.method) == ("published", "first")
+    assert theirs.values == tuple(published)
+    assert theirs.attention_temperature == 1.25
+    assert theirs.target_length == 65_536
+    assert theirs.short is None  # a candidate of the search for the long window
+    assert [factors.attention_temperature for factors in formula_factors(config, llama3, temperature=1.1)] == [1.1] * 3
+
+
+def test_a_file_of_another_model_or_named_like_a_formula_is_refused(llama3: ModelDescription, tmp_path: Path) -> None:
+    linear_factors(64, 5e5, original_length=8192, target_length=65_536).save(tmp_path / "other.json")
+    linear_factors(128, 5e5, original_length=8192, target_length=65_536).save(tmp_path / "yarn.json")
+    for name, message in (
+        ("other", r"other\.json: rotary_dim must be 128, got 64"),
+        ("yarn", r"^formulas\.files must not be named like a formula, got yarn\. Rename it"),
+    ):
+        config = make_config(target_length=65_536, formulas=FormulasConfig(files=[str(tmp_path / f"{name}.json")]))
+        with pytest.raises(ValueError, match=message):
+            formula_factors(config, llama3)
 
 
 def test_the_best_formula_is_tried_warmer_than_yarn(llama3: ModelDescription) -> None:
