@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format dashboard reference clean
+.PHONY: help demo test slow engines check format dashboard reference clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
@@ -27,6 +27,18 @@ test: $(VENV)/dev  ## Run the tests
 
 slow: $(VENV)/dev  ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# llama.cpp's library without its programs, in minutes: GGML_NATIVE asks for this CPU's instructions, which no test needs.
+LLAMA_CPP_OPTIONS := $(foreach part,GGML_NATIVE GGML_OPENMP GGML_LLAMAFILE LLAVA_BUILD LLAMA_OPENSSL \
+	$(addprefix LLAMA_BUILD_,EXAMPLES TESTS TOOLS SERVER),-D$(part)=OFF)
+
+$(VENV)/engines: $(VENV)/dev
+	CMAKE_ARGS="$(LLAMA_CPP_OPTIONS)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --constraint constraints.txt --editable '.[llama-cpp]'
+	@touch $@
+
+engines: $(VENV)/engines  ## Run the tests in serving engines; compiles llama.cpp first, about ten minutes
+	$(BIN)/python -m pytest -m engines
 
 check: $(VENV)/dev  ## Lint, types, law of imports, docstrings
 	$(BIN)/ruff check .
