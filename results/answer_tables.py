@@ -1,6 +1,6 @@
 """What the scores of generated answers say of each contender: means, RULER's figures, the effective window."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isnan, nan
 from typing import NamedTuple
 
@@ -19,11 +19,14 @@ from needles.ruler import (
 from results.evaluation import mean_scores
 
 UNSCALED = "none"
-"""The contender that is the model without any factors; inside its window every contender is."""
+"""The contender that is the model without any factors; inside its window all without short factors of their own are."""
 
 
 class Baseline(NamedTuple):
-    """What the model scores in its own window."""
+    """What one contender scores in the model's own window."""
+
+    contender: str
+    """Its name."""
 
     length: int
     """Tokens; the longest measured inside the window."""
@@ -67,10 +70,25 @@ class EffectiveWindow(NamedTuple):
     """Fewest samples at any of them."""
 
 
+def averaged_tasks(scores: pd.DataFrame) -> list[str]:
+    """Return the tasks that are in averages: those that some contender was measured at at every length of any of them.
+
+    A task that needs more tokens than the shortest length has would make averages at several lengths no comparison.
+
+    Args:
+        scores: As in `task_means`.
+    """
+    chosen = scores[scores["task"] != WINDOW_TASK]
+    lengths = {str(task): set(rows["length"].tolist()) for task, rows in chosen.groupby("task", sort=False)}
+    every = set().union(*lengths.values())
+    return [task for task, own in lengths.items() if own == every]
+
+
 def task_means(scores: pd.DataFrame) -> pd.DataFrame:
     """Return each contender's mean score at each task and length, and under the task "all" the mean over the tasks.
 
-    Passkeys at the lengths of the effective window have a figure of their own and are left out.
+    "all" is over `averaged_tasks`. Passkeys at the lengths of the effective window have a figure of their own and are
+    left out.
 
     Args:
         scores: One row each, the fields of `SampleScore` as columns.
@@ -80,28 +98,34 @@ def task_means(scores: pd.DataFrame) -> pd.DataFrame:
         A mean is NaN where an answer has no score, and so is "all" there.
     """
     means = mean_scores(scores[scores["task"] != WINDOW_TASK])[["contender", "task", "length", "mean"]]
-    groups = means.groupby(["contender", "length"], sort=False)["mean"]
+    averaged = means[means["task"].isin(averaged_tasks(scores))]
+    groups = averaged.groupby(["contender", "length"], sort=False)["mean"]
     overall = groups.agg(lambda values: float(values.mean(skipna=False))).reset_index()
     return pd.concat([means, overall.assign(task="all")], ignore_index=True)[means.columns]
 
 
-def ruler_baseline(scores: pd.DataFrame, *, original_length: int) -> Baseline | None:
+def ruler_baseline(scores: pd.DataFrame, *, original_length: int, with_short: Collection[str] = ()) -> Baseline | None:
     """Return what the model scores at the longest length measured inside its original window, or None without any.
 
-    It is taken from the contender "none", or from the first one: inside the window each is the model as it was loaded.
+    It is taken from the contender "none", or from the first one without short factors of its own, which is the model
+    as it was loaded there; or from the first one at all.
 
     Args:
         scores: As in `task_means`.
         original_length: The window, tokens.
+        with_short: Contenders that have short factors.
     """
     averages = _averages(scores)
-    of_model = averages.get(UNSCALED) or next(iter(averages.values()), {})
+    names = sorted(averages, key=lambda name: (name != UNSCALED, name in with_short))  # else in their order
+    if not names:
+        return None
+    of_model = averages[names[0]]
     inside = {
         length: average.score
         for length, average in of_model.items()
         if length <= original_length and not isnan(average.score)
     }
-    return Baseline(max(inside), inside[max(inside)]) if inside else None
+    return Baseline(names[0], max(inside), inside[max(inside)]) if inside else None
 
 
 def ruler_figures(
@@ -109,8 +133,8 @@ def ruler_figures(
 ) -> list[RulerFigures]:
     """Return what RULER says of each contender that was measured at one of its tasks.
 
-    The tasks that were not measured, or have no mean because an answer has no score, are in no average; look at
-    `left_out` of each.
+    Averages are over those of its tasks that are measured at every length of any of them, see `averaged_tasks`. One
+    that was not, or has no mean because an answer has no score, is in no average; look at `left_out` of each.
 
     Args:
         scores: As in `task_means`.
@@ -156,7 +180,8 @@ def effective_windows(scores: pd.DataFrame) -> list[EffectiveWindow]:
 
 def _averages(scores: pd.DataFrame) -> dict[str, dict[int, TaskAverage]]:
     """Return the average over RULER's tasks by contender and length, percent; lengths rise."""
-    means = mean_scores(scores[scores["task"].isin(list(TASKS))])
+    chosen = scores[scores["task"].isin(list(TASKS))]
+    means = mean_scores(chosen[chosen["task"].isin(averaged_tasks(chosen))])
     found: dict[str, dict[int, TaskAverage]] = {}
     for contender, rows in means.groupby("contender", sort=False):
         lengths = sorted(set(rows["length"].tolist()))

@@ -22,7 +22,7 @@ from results.evaluation import (
 )
 from results.row_store import read_rows, table_path
 from results.summary import SUMMARY, Summary
-from results.text_loss_tables import perplexities
+from results.text_loss_tables import perplexities, retained
 
 Format = Literal["table", "csv", "json"]
 """How a table is written."""
@@ -64,9 +64,9 @@ def written(frame: pd.DataFrame, kind: Format) -> str:
     if kind == "csv":
         return frame.to_csv(index=False, lineterminator="\n")
     if kind == "json":
-        text = frame.to_json(orient="records", indent=2)
-        assert isinstance(text, str)
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+        # Not pandas' own to_json, which keeps ten decimals: of 3e-12 nats nothing
+        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     wide = _side_by_side(frame)
     return wide.to_string(float_format=lambda value: f"{value:.4g}", na_rep="") + "\n"
 
@@ -110,17 +110,9 @@ def _text_perplexities(run: Path) -> pd.DataFrame:
 
 
 def _divergences(run: Path) -> pd.DataFrame:
-    rows = read_rows(run, RETENTION, Retention)
-    groups = rows.groupby(["contender", "serving", "length"], sort=False)
-    # a text without a finite divergence leaves none for all
-    found = groups.agg(
-        divergence=("sum_divergence", lambda values: values.astype(float).sum(skipna=False)),
-        num_positions=("num_positions", "sum"),
-        num_samples=("text", "size"),
-    ).reset_index()
-    return found.rename(columns={"contender": "factors"}).assign(
-        task="retention " + found["serving"], value=found["divergence"] / found["num_positions"], unit="nats"
-    )
+    found = retained(read_rows(run, RETENTION, Retention))
+    named = found.rename(columns={"contender": "factors", "num_texts": "num_samples"})
+    return named.assign(task="retention " + found["serving"], value=found["mean_divergence"], unit="nats")
 
 
 def _harness(run: Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Rows that a running program appends to and that outlive its death: one JSON line each, a Parquet table at the end."""
+"""Rows that a running program appends to and that outlive its death: a JSON line a step, a Parquet table at the end."""
 
 import errno
 import json
@@ -46,23 +46,24 @@ class RowStore(Generic[RowType]):
         self._kind = kind
 
     def add(self, rows: Sequence[RowType]) -> None:
-        """Append rows, all or none.
+        """Append rows, all or none, whatever kills the process.
 
         Args:
-            rows: New ones.
+            rows: New ones; what belongs together.
 
         Raises:
             OSError: They could not be written.
         """
-        lines = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows).encode()
+        # One line, since a kill or a full disk may leave some of several whole
+        line = (json.dumps([asdict(row) for row in rows], allow_nan=False) + "\n").encode()
         with self._lines.open("ab", buffering=0) as file:
             size = file.tell()
             try:
-                written = file.write(lines)
-                if written != len(lines):
+                written = file.write(line)
+                if written != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._lines))
             except OSError:
-                file.truncate(size)  # rows that belong together are kept together or not at all
+                file.truncate(size)
                 raise
 
     def recover(self) -> list[RowType]:
@@ -70,7 +71,7 @@ class RowStore(Generic[RowType]):
 
         Raises:
             OSError: The file cannot be read or written to.
-            ValueError: A line holds something else than such a row.
+            ValueError: A line holds something else than such rows.
         """
         if not self._lines.is_file():
             return []
@@ -162,12 +163,13 @@ def _frame(rows: Sequence[Row], kind: type[Row]) -> pd.DataFrame:
 
 
 def _rows_of(content: bytes, path: Path, kind: type[RowType]) -> list[RowType]:
-    return [_row(line, path, kind) for line in content.splitlines()]
+    return [row for line in content.splitlines() for row in _step(line, path, kind)]
 
 
-def _row(line: bytes, path: Path, kind: type[RowType]) -> RowType:
+def _step(line: bytes, path: Path, kind: type[RowType]) -> list[RowType]:
     try:
-        return kind(**json.loads(line))
+        step = json.loads(line)
+        return [kind(**row) for row in (step if isinstance(step, list) else [step])]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must hold the {path.stem} that Ropewalk writes, got a line with a fault: {error}. Read it with "

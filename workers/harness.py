@@ -7,14 +7,18 @@ import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, chdir, contextmanager, nullcontext
+from contextlib import ExitStack, chdir, contextmanager, nullcontext, redirect_stdout
 from difflib import get_close_matches
+from functools import partialmethod
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from results.evaluation import HarnessScore
 from results.measurement import candidate_key
@@ -34,6 +38,10 @@ NUM_DRAWS = 1000
 hundred times as many."""
 
 logger = logging.getLogger(__name__)
+
+
+class RefusedTaskError(ValueError):
+    """A task asks for what Ropewalk does not do; the message says all that its user needs."""
 
 
 class Harness:
@@ -95,7 +103,8 @@ class Harness:
         """Return what the harness gives a contender for a task.
 
         Args:
-            contender: Its factors are used where more tokens are read than the original window has.
+            contender: Its factors are used where more tokens are read than the original window has, elsewhere their
+                short ones where there are any.
             name: One of `task_names`.
 
         Returns:
@@ -218,6 +227,8 @@ def _load(names: Sequence[str], folder: Path | None) -> tuple[dict[str, "Task"],
     """Return tasks and groups by name."""
     if folder is not None and not folder.is_dir():
         raise ValueError(f"--harness-tasks must be a folder of task files, got {folder}. Correct it.")
+    if folder is not None:
+        _check_files(folder)
     manager = _manager(names, folder)
     unknown = [name for name in names if name not in manager.task_index]
     if unknown:
@@ -235,6 +246,16 @@ def _load(names: Sequence[str], folder: Path | None) -> tuple[dict[str, "Task"],
             for kind, into in found.items():
                 into.update(part.get(kind, {}))
     return found["tasks"], found["groups"]
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a task file that is no YAML: the harness passes it over."""
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            for _ in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+                pass
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} must be YAML, got: {' '.join(str(error).split())}. Correct it.") from error
 
 
 def _manager(names: Sequence[str], folder: Path | None) -> "TaskManager":
@@ -262,11 +283,11 @@ def _is_whole(name: object, manager: "TaskManager") -> bool:
 def _check(name: str, task: "Task", model: "SwitchingLM") -> None:
     """Refuse what would fail after hours."""
     if getattr(task, "UNSAFE_CODE", False):
-        raise ValueError(
+        raise RefusedTaskError(
             f"a task must not run code that the model wrote, got {name}. Run it in the harness, in a sandbox."
         )
     if getattr(task, "MULTIMODAL", False):
-        raise ValueError(f"a task must be of text alone, got {name}. Drop it.")
+        raise RefusedTaskError(f"a task must be of text alone, got {name}. Drop it.")
     if task.OUTPUT_TYPE == "generate_until":
         model.writing(task.get_config("generation_kwargs") or {})
 
@@ -276,7 +297,7 @@ def _failing(name: str, of: str = "measured") -> Iterator[None]:
     """Say in one line what went wrong in a task's own code."""
     try:
         yield
-    except ValueError:
+    except RefusedTaskError:
         raise
     except Exception as error:  # task files run code of their own, and libraries raise what they like
         if is_out_of_memory(error):
@@ -288,21 +309,24 @@ def _failing(name: str, of: str = "measured") -> Iterator[None]:
         hint = "Correct its file."
         if isinstance(error, OSError):
             hint = "Without the hub, its file must name local data: see --harness-tasks."
-        raise ValueError(
-            f"the harness task {name} must be one that can be {of}, got {type(error).__name__}: {error}. {hint}"
-        ) from error
+        told = " ".join(f"{type(error).__name__}: {error}".split())  # libraries' messages have lines
+        raise ValueError(f"the harness task {name} must be one that can be {of}, got {told}. {hint}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the harness's own log to errors, and its bootstraps in this process, which may hold a GPU."""
+    """Keep the harness's log to errors, its bars and prints off, its bootstraps in this process: it may hold a GPU."""
     log = logging.getLogger("lm_eval")
     level, pools = log.level, os.environ.get("DISABLE_MULTIPROC")
     log.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
+    show = tqdm.__init__  # not all of its bars can be disabled by a setting
+    tqdm.__init__ = partialmethod(show, disable=True)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
+        tqdm.__init__ = show
         log.setLevel(level)
         if pools is None:
             del os.environ["DISABLE_MULTIPROC"]

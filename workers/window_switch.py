@@ -17,6 +17,7 @@ from torch import Tensor
 from rope.factors import RescaleFactors
 from workers.decoding import Decoding
 from workers.generate import generate
+from workers.harness import RefusedTaskError
 from workers.model import LoadedModel
 from workers.rope_patch import RopePatch
 
@@ -58,12 +59,12 @@ class Writing:
         temperature, top_p = float(known.pop("temperature", 0.0)), float(known.pop("top_p", 1.0))
         until, num_tokens = known.pop("until"), known.pop("max_gen_toks")
         if known.pop("num_beams", 1) != 1 or known:
-            raise ValueError(
+            raise RefusedTaskError(
                 "generation_kwargs must be among until, max_gen_toks, do_sample, temperature and top_p, got "
                 f"{', '.join(known) or 'num_beams'}. Drop it from the task file."
             )
         if not 0 < num_tokens < max_length:
-            raise ValueError(
+            raise RefusedTaskError(
                 f"max_gen_toks must be at least 1 and leave room for a prompt in {max_length} tokens, got "
                 f"{num_tokens}. Raise --lengths."
             )
@@ -73,7 +74,9 @@ class Writing:
 
 
 class SwitchingLM(HFLM):  # type: ignore[misc]
-    """Reads with a contender's factors what is longer than the original window, and all else as it was loaded.
+    """Reads with a contender's factors what is longer than the original window, and all else with its short factors.
+
+    Without short factors what is not longer is read by the model as it was loaded.
 
     Tokens are counted as they are read: the last token of a continuation is not. Rows on both sides of the border never
     share a forward, so a row's figures do not depend on what it is padded with, up to rounding. Texts are written by
@@ -99,7 +102,7 @@ class SwitchingLM(HFLM):  # type: ignore[misc]
             batch_size=batch_size,
         )
         self.factors: RescaleFactors | None = None
-        """Beyond the original window; None for the model as it was loaded there too."""
+        """Beyond the original window, and their short ones inside it; None for the model as it was loaded."""
         self.num_cut = 0
         """Rows that were cut on the left so far."""
         self.num_not_finite = 0
@@ -163,7 +166,7 @@ class SwitchingLM(HFLM):  # type: ignore[misc]
         lengths = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
         for _, _, continuation in requests:
             if not 0 < len(continuation) <= self.max_length:
-                raise ValueError(
+                raise RefusedTaskError(
                     f"a continuation must have 1 to {self.max_length} tokens, got {len(continuation)}. Correct the "
                     "task's data, or raise --lengths."
                 )
@@ -191,9 +194,10 @@ class SwitchingLM(HFLM):  # type: ignore[misc]
         return logits
 
     def _rotation(self, *, is_beyond: bool) -> AbstractContextManager[object]:
-        if not is_beyond or self.factors is None:
+        factors = self.factors if is_beyond or self.factors is None else self.factors.short
+        if factors is None:
             return nullcontext()
-        self._patch.install(self.factors)
+        self._patch.install(factors)
         return self._patch
 
     def _prompt(self, text: str, writing: Writing) -> list[int]:
@@ -220,7 +224,14 @@ class SwitchingLM(HFLM):  # type: ignore[misc]
                 batch_size=self.batch_size,
             )
             read = [prompts[number] + written[number] for number in going]
-            parts = generate(self.model, read, decoding, long=self.factors, original_length=self._border)
+            parts = generate(
+                self.model,
+                read,
+                decoding,
+                long=self.factors,
+                short=self.factors.short,
+                original_length=self._border,
+            )
             for number, part in zip(going, parts, strict=True):
                 written[number] += part.token_ids
                 self.num_not_finite += part.ended == "not finite"

@@ -1,7 +1,7 @@
 """What an evaluation found, in a sentence or two and a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from results.answer_tables import UNSCALED
 from results.evaluation import BEYOND
@@ -18,7 +18,10 @@ def evaluation_state_html(record: EvaluationRecord) -> str:
     if record.is_finished:
         return ""
     state = "is being measured" if record.is_alive else "was stopped or killed"
-    return element("p", f"Unfinished: it {state}; the same command goes on with it.", classes="banner")
+    told = f"Unfinished: it {state}"
+    told += "." if record.is_alive else "; the same command goes on with it."
+    told += "" if record.is_alive else f" One that had no --run-dir needs --run-dir {record.path}."
+    return element("p", told, classes="banner")
 
 
 def evaluation_headline_html(record: EvaluationRecord) -> str:
@@ -47,8 +50,12 @@ def _best_answers(record: EvaluationRecord, scores: Scores) -> list[str]:
     known = {name: value for name, value in means.items() if value is not None and not math.isnan(value)}
     if not known:
         return []
-    where, over = f"At {longest:,} tokens", f"in the mean of {counted(len(scores.tasks), 'task')}"
-    best = _first(known, largest=True)
+    where, over = f"At {longest:,} tokens", f"in the mean of {counted(len(scores.averaged), 'task')}"
+    if len(record.contenders) == 1:
+        return [f"{where} {next(iter(known))} scores {next(iter(known.values())):.1f}% {over}."]
+    if not scores.is_even(scores.averaged, record.contenders, longest):
+        return [f"{where} not all of the {len(record.contenders)} contenders have answered as many samples yet."]
+    best = _first({name: percent_text(value) for name, value in known.items()}, known, largest=True)
     if len(best) == len(known) > 1:
         return [f"{where} all contenders score alike, {known[best[0]]:.1f}% {over}."]
     told = f"{where} {_listed(best)} {'scores' if len(best) == 1 else 'score'} best, {known[best[0]]:.1f}% {over}"
@@ -71,11 +78,16 @@ def _best_perplexity(record: EvaluationRecord) -> list[str]:
     }
     if not known:
         return []
-    best = _first(known, largest=False)
+    where = f"In windows of {longest:,} tokens"
+    if len(record.contenders) == 1:
+        return [f"{where} the perplexity of text is {perplexity_text(next(iter(known.values())))}."]
+    if len(chosen) < len(record.contenders) or chosen["num_texts"].nunique() > 1:
+        return [f"{where} not all of the {len(record.contenders)} contenders have read as many texts yet."]
+    best = _first({name: perplexity_text(value) for name, value in known.items()}, known, largest=False)
     value = perplexity_text(known[best[0]])
     if len(best) == len(known) > 1:
-        return [f"In windows of {longest:,} tokens the perplexity of text is {value} for every contender."]
-    told = f"In windows of {longest:,} tokens {_listed(best)} {'has' if len(best) == 1 else 'have'} the lowest "
+        return [f"{where} the perplexity of text is {value} for every contender."]
+    told = f"{where} {_listed(best)} {'has' if len(best) == 1 else 'have'} the lowest "
     told += f"perplexity of text, {value}"
     if UNSCALED in known and UNSCALED not in best:
         told += f"; {UNSCALED} {perplexity_text(known[UNSCALED])}"
@@ -98,18 +110,20 @@ def _table(record: EvaluationRecord, scores: Scores) -> str:
     if not scores.lengths:
         return ""
     overall = {(name, length): scores.overall(name, length) for name in record.contenders for length in scores.lengths}
-    groups = [(f"all: mean of the {counted(len(scores.tasks), 'task')}", _rows(record, scores, overall))]
-    if len(scores.tasks) == 1:
-        groups = []
+    groups = []
+    if len(scores.tasks) > 1 and scores.averaged:
+        over = counted(len(scores.averaged), "task")
+        at = " measured at every length" if len(scores.averaged) < len(scores.tasks) else ""
+        groups = [(f"all: mean of the {over}{at}", _rows(record, scores, overall, scores.averaged))]
     for task in scores.tasks:
         values = {key: scores.percent.get((task, *key)) for key in overall}
-        groups.append((task, _rows(record, scores, values)))
+        groups.append((task, _rows(record, scores, values, [task])))
     header = ("contender", *(f"{length:,}" for length in scores.lengths))
     caption = "Score by task, contender and length in tokens, percent; the best of a task and length is bold"
     notes = [f"Each score is the mean over {_num_samples(record)}."]
     if any(record.is_beyond(*key) for key in overall):
         notes.append(f"{BEYOND}: longer than the factors are for.")
-    if any(value is None for value in overall.values()):
+    if len(scores.percent) < len(scores.tasks) * len(overall):
         notes.append("A dash: not measured; all has one where any of its tasks has.")
     if scores.ruler_tasks and scores.missing_ruler_tasks:
         notes.append(
@@ -121,9 +135,12 @@ def _table(record: EvaluationRecord, scores: Scores) -> str:
 
 
 def _rows(
-    record: EvaluationRecord, scores: Scores, values: Mapping[tuple[str, int], float | None]
+    record: EvaluationRecord, scores: Scores, values: Mapping[tuple[str, int], float | None], tasks: Sequence[str]
 ) -> list[list[str | Cell]]:
-    best = {length: _best_at(record, values, length) for length in scores.lengths}
+    best = {
+        length: _best_at(record, values, length) if scores.is_even(tasks, record.contenders, length) else []
+        for length in scores.lengths
+    }
     return [
         [
             name,
@@ -143,14 +160,15 @@ def _best_at(record: EvaluationRecord, values: Mapping[tuple[str, int], float | 
     """Return the contenders with the best value; none where all are alike."""
     given = {name: values[name, length] for name in record.contenders}
     known = {name: value for name, value in given.items() if value is not None and not math.isnan(value)}
-    best = _first(known, largest=True) if known else []
+    shown = {name: percent_text(value) for name, value in known.items()}
+    best = _first(shown, known, largest=True) if known else []
     return [] if len(best) == len(given) else best
 
 
-def _first(values: Mapping[str, float], *, largest: bool) -> list[str]:
-    """Return the names of the best value, all of them where several have it to the shown digits."""
-    best = max(values.values()) if largest else min(values.values())
-    return [name for name, value in values.items() if math.isclose(value, best, rel_tol=1e-9, abs_tol=1e-9)]
+def _first(shown: Mapping[str, str], values: Mapping[str, float], *, largest: bool) -> list[str]:
+    """Return the names of the best value, all of them where several have it to the digits that are shown."""
+    best = (max if largest else min)(values, key=values.__getitem__)
+    return [name for name, text in shown.items() if text == shown[best]]
 
 
 def _listed(names: list[str]) -> str:

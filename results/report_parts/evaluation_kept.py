@@ -6,6 +6,7 @@ import pandas as pd
 
 from results.report_parts.evaluation_record import EvaluationRecord
 from results.report_parts.markup import counted, element, grouped_table, section, short_text
+from results.text_loss_tables import retained
 
 
 def retention_html(record: EvaluationRecord) -> str:
@@ -16,7 +17,7 @@ def retention_html(record: EvaluationRecord) -> str:
     """
     if record.retention.empty:
         return ""
-    frame = record.retention.astype({"largest_difference": float, "sum_divergence": float})
+    frame = retained(record.retention)
     groups = [
         (name, _servings(frame[frame["contender"] == name]))
         for name in record.contenders
@@ -24,10 +25,10 @@ def retention_html(record: EvaluationRecord) -> str:
     ]
     header = ("serving, tokens read", "largest difference", "mean KL, nats", "same top, %", "positions")
     told = (
-        "Against the model as it was loaded. Switched: the long factors only beyond the original window; pinned: at "
-        "every length, as an engine with a single list serves. Exact: every logit is the same, bit for bit. KL: "
-        "divergence from the original model's next-token distribution. Same top: positions at which the likeliest "
-        "token is the same."
+        "Against the model as it was loaded. Switched: the long factors only beyond the original window, inside it the "
+        "short ones where there are any; pinned: the long ones at every length, as an engine with a single list "
+        "serves. Exact: every logit is the same, bit for bit. KL: divergence from the original model's next-token "
+        "distribution. Same top: positions at which the likeliest token is the same."
     )
     caption = "What is left of the original model's logits inside its window"
     shown = grouped_table(caption, header, groups, classes="numbers")
@@ -62,16 +63,15 @@ def _servings(frame: pd.DataFrame) -> list[list[str]]:
     """Return the rows of one contender: as it is to be served first, short texts first."""
     found = []
     for serving in sorted({*frame["serving"].tolist()}, key=lambda name: (name != "switched", name)):
-        for length in sorted({*frame.loc[frame["serving"] == serving, "length"].tolist()}):
-            own = frame[(frame["serving"] == serving) & (frame["length"] == length)]
-            largest = float(own["largest_difference"].max(skipna=False))
-            positions = int(own["num_positions"].sum())
+        own = frame[frame["serving"] == serving].sort_values("length")
+        columns = ("length", "largest_difference", "mean_divergence", "same_top", "num_positions")
+        for length, largest, divergence, top, positions in zip(*(own[name].tolist() for name in columns), strict=True):
             found.append(
                 [
                     f"{serving}, {length:,}",
                     "exact" if largest == 0 else _number(largest),
-                    _number(float(own["sum_divergence"].sum(skipna=False)) / positions),
-                    f"{100 * float(own['num_same_top'].sum()) / positions:.2f}",
+                    _number(divergence),
+                    f"{100 * top:.2f}",
                     f"{positions:,}",
                 ]
             )

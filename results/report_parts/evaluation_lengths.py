@@ -25,9 +25,13 @@ def ruler_html(record: EvaluationRecord) -> str:
     if not set(record.scores["task"]) & set(TASKS):
         return ""
     threshold, window = _threshold(record), record.original_length
-    baseline = None if window is None else ruler_baseline(record.scores, original_length=window)
+    baseline = None
+    if window is not None:
+        baseline = ruler_baseline(record.scores, original_length=window, with_short=record.with_short)
     by_name = {one.contender: one for one in ruler_figures(record.scores, threshold=threshold, baseline=baseline)}
     figures = [by_name[name] for name in record.contenders if name in by_name]
+    if not figures:
+        return ""
     lengths = sorted({length for one in figures for length in one.averages})
     plot = _lines(record, figures, lengths, threshold) if len(lengths) > 1 else ""
     shown = _table(record, figures, lengths, threshold, baseline)
@@ -143,7 +147,7 @@ def _caption(figures: Sequence[RulerFigures], baseline: Baseline | None) -> str:
     measured = [task for task in TASKS if task not in everywhere]
     told = f"Mean of {len(measured)} of RULER's {len(TASKS)} tasks{': ' if measured else ''}{', '.join(measured)}."
     if everywhere:
-        told += f" Not measured, and in no average: {', '.join(everywhere)}."
+        told += f" Not measured at every length, and in no average: {', '.join(everywhere)}."
     for (contender, length), names in left_out.items():
         further = [name for name in names if name not in everywhere]
         if further:
@@ -152,7 +156,7 @@ def _caption(figures: Sequence[RulerFigures], baseline: Baseline | None) -> str:
         " wAvg: lengths weighted 1, 2, 3, .. from the shortest on (inc), or from the longest (dec). Effective: the "
         "longest length whose average reaches the threshold"
     )
-    told += f"; the second is the model's own score at {baseline.length:,} tokens." if baseline else "."
+    told += f"; the second is what {baseline.contender} scores at {baseline.length:,} tokens." if baseline else "."
     return told
 
 

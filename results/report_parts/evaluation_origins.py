@@ -36,6 +36,11 @@ def effort_html(record: EvaluationRecord) -> str:
     tasks = record.harness.drop_duplicates(["contender", "task"])
     num_lost = int(scores["score"].isna().sum())
     seconds = sum(float(frame["seconds"].sum()) for frame in (scores, texts, retention, tasks))
+    accelerators = record.provenance.get("accelerators")
+    earlier = record.provenance.get("earlier", [])
+    assert isinstance(earlier, list)
+    if any(process.get("accelerators") != accelerators for process in earlier):
+        accelerators = None  # no row tells on which of them it was measured
     facts = [
         ("answers", _counted(scores, "sample") + (f", {num_lost:,} of them not finite" if num_lost else "")),
         ("generated", f"{int(scores['num_generated'].sum()):,} tokens" if len(scores) else ""),
@@ -44,7 +49,7 @@ def effort_html(record: EvaluationRecord) -> str:
         ("logits compared", f"{int(retention['num_positions'].sum()):,} positions" if len(retention) else ""),
         ("harness tasks", _counted(tasks, "task")),
         ("time measuring", duration(seconds)),
-        ("accelerators", accelerator_hours(record.provenance.get("accelerators"), seconds)),
+        ("accelerators", accelerator_hours(accelerators, seconds)),
     ]
     return section("Cost", definitions(facts))
 

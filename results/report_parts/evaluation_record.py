@@ -36,6 +36,8 @@ KINDS: Mapping[str, type[Row]] = {
 """The rows of an evaluation, by the names of their files."""
 MEASURES = "samples_sha256"
 """Setting that lists what an evaluation measures; no search has it."""
+PROVENANCE = "provenance.json"
+"""File with the provenance of the last process that measured, and under "earlier" a list of those before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,8 @@ class EvaluationRecord:
     factors_of: Mapping[str, RescaleFactors]
     """Factors by contender; empty where the run does not hold them."""
     provenance: Mapping[str, object]
-    """With what and when, as far as it was written down; the hash of the configuration always."""
+    """With what and when, as far as it was written down; the hash of the configuration always. Of several processes the
+    last one's, with those before it under "earlier"."""
 
     @cached_property
     def keys(self) -> Mapping[str, str]:
@@ -95,6 +98,11 @@ class EvaluationRecord:
         """
         factors = self.factors_of.get(contender)
         return factors is not None and length > factors.target_length
+
+    @property
+    def with_short(self) -> tuple[str, ...]:
+        """The contenders that are known to have short factors."""
+        return tuple(name for name, factors in self.factors_of.items() if factors.short is not None)
 
     @property
     def factors(self) -> RescaleFactors | None:
@@ -157,6 +165,22 @@ def read_evaluation(path: Path) -> EvaluationRecord:
     )
 
 
+def earlier_processes(path: Path) -> list[Mapping[str, object]]:
+    """Return the provenance of every process that measured something in an evaluation, the first one first.
+
+    Args:
+        path: Run directory.
+
+    Raises:
+        ValueError: It is damaged.
+        OSError: It cannot be read.
+    """
+    known = _read_provenance(path)
+    before = known.pop("earlier", [])
+    assert isinstance(before, list)
+    return [*before, known] if known else []
+
+
 def _factors(path: Path) -> Mapping[str, RescaleFactors]:
     if not path.is_file():
         return {}
@@ -170,18 +194,21 @@ def _factors(path: Path) -> Mapping[str, RescaleFactors]:
 
 
 def _provenance(path: Path) -> Mapping[str, object]:
-    file = path / "provenance.json"
-    known: dict[str, object] = {}
-    if file.is_file():
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(f"{file} must be a JSON object, got something else. Restore it.")
-        known = found
     digest = (path / CONFIG_HASH).read_text(encoding="utf-8").split()
-    return {"hashes": {CONFIG: digest[0] if digest else ""}} | known
+    return {"hashes": {CONFIG: digest[0] if digest else ""}} | _read_provenance(path)
+
+
+def _read_provenance(path: Path) -> dict[str, object]:
+    file = path / PROVENANCE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("earlier", []), list):
+        raise ValueError(f"{file} must be a JSON object, got something else. Restore it.")
+    return found
 
 
 def _shown(name: str, factors: RescaleFactors) -> Shown:

@@ -70,7 +70,7 @@ class EvaluationConfig:
             raise ValueError(f"--lengths must be numbers of tokens above 0, got {self.lengths!r}. Write 4096,8192.")
         for name in ("factors", "methods", "tasks", "lengths", "depths", "harness"):
             given = _words(getattr(self, name))
-            if len(set(given)) < len(given):
+            if len({int(word) if name == "lengths" else word for word in given}) < len(given):
                 raise ValueError(f"--{name} must be distinct, got {', '.join(given)}. Drop what is there twice.")
         if not _are_depths(_words(self.depths)):
             raise ValueError(f"--depths must be distinct numbers from 0 to 1, got {self.depths!r}. Write 0,0.5,1.")
@@ -79,6 +79,8 @@ class EvaluationConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must come with --harness, got it alone. Name its tasks.")
         if not _words(self.factors) and not _words(self.methods):
             raise ValueError("an evaluation must have --factors or --methods, got neither. Give one of them.")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be at least 0, got {self.seed}. Raise it.")
         for name in ("num_samples", "batch_size", "num_texts", "text_length", "stride", "harness_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -10,6 +10,7 @@ from rich.table import Table
 from results.evaluation import HARNESS, HarnessScore
 from search.evaluation.config import EvaluationConfig
 from search.evaluation.measure import Key, Step
+from search.evaluation.tables import new_table
 from workers.evaluate import Contender
 from workers.harness import Harness
 from workers.model import LoadedModel
@@ -65,7 +66,8 @@ class HarnessTasks:
         left = [task for task in self._harness.task_names if (contender.name, task) not in known]
         yield Step([], "", self.num_units - len(left))
         for task in left:
-            yield Step(self._harness.scores(contender, task), task, 1)
+            yield Step([], task, 0)
+            yield Step(self._harness.scores(contender, task), "", 1)
 
     def tables(self, rows: pd.DataFrame, contenders: Sequence[Contender]) -> list[Table]:
         """Return one table: a row for each task and metric, a column for each contender, groups at the end."""
@@ -74,11 +76,8 @@ class HarnessTasks:
         for contender in contenders:
             scores += self._harness.group_scores([score for score in scores if score.contender == contender.name])
         figures = {(score.task, score.metric, score.contender): score for score in scores}
-        table = Table(title="lm-evaluation-harness", show_edge=False)
-        for name in ("task", "metric", "samples"):
-            table.add_column(name)
-        for contender in contenders:
-            table.add_column(contender.name, justify="right")
+        names = [contender.name for contender in contenders]
+        table = new_table("lm-evaluation-harness", ("task", "metric", "samples"), names)
         for task, metric in dict.fromkeys((score.task, score.metric) for score in scores):
             found = [figures.get((task, metric, contender.name)) for contender in contenders]
             num_samples = next(score.num_samples for score in found if score is not None)

@@ -14,14 +14,14 @@ Key = tuple[object, ...]
 
 
 class Step(NamedTuple, Generic[RowType]):
-    """Some rows, and what the progress bar tells of them."""
+    """Some rows, and what the progress bar tells; without rows before a measurement begins."""
 
     rows: list[RowType]
     """To be stored together."""
     told: str
-    """What was measured, for a reader."""
+    """What is measured next, for a reader; empty where that is not known."""
     num_units: int
-    """How much of `Measure.num_units` this was."""
+    """How much of `Measure.num_units` this was, or was known already."""
 
 
 class Measure(Protocol[RowType]):

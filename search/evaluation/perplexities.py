@@ -25,6 +25,7 @@ from results.text_loss_tables import FITTED_FORM, MIN_BUCKET_TOKENS, by_context,
 from rope.factors import RescaleFactors
 from search.evaluation.config import EvaluationConfig
 from search.evaluation.measure import Key, Step
+from search.evaluation.tables import new_table, number_text
 from workers.evaluate import Contender
 from workers.model import LoadedModel
 from workers.perplexity import Form, TextPerplexity, text_perplexity
@@ -36,8 +37,6 @@ FORM_OF_TASK: MappingProxyType[str, Form] = MappingProxyType(
 """From the name of a task to the form that it measures."""
 MIN_LENGTH = 8
 """Tokens of the shortest window: a quarter of it is the least stride of every form."""
-NOT_FINITE = "not finite"
-"""What a table says in place of a number that is none."""
 
 _TITLES: dict[str, str] = {
     "sliding": "Perplexity, every token once (sliding window)",
@@ -119,7 +118,10 @@ class Perplexities:
                 f"--stride must be at least 2 and below {lengths[0]}, the shortest of --lengths, got {config.stride}. "
                 "Correct it, or leave it out."
             )
-        texts = held_out_texts(config, loaded, num_tokens)
+        if config.corpus is None:
+            raise ValueError("perplexity must have a text to read, got no --corpus. Give a file or a folder.")
+        hint = "Give a longer corpus, or lower --text-length or --lengths."
+        texts = held_out_texts(config, loaded, num_tokens, hint=hint)
         return cls(loaded, texts, forms=forms, lengths=lengths, stride=config.stride)
 
     def fingerprint(self) -> str:
@@ -135,7 +137,8 @@ class Perplexities:
         ]
         yield Step([], "", len(self._places) - len(left))
         for form, length, text in left:
-            yield Step([self._row(contender, form, length, text)], f"perplexity {form}, {length} tokens", 1)
+            yield Step([], f"perplexity {form}, {length} tokens", 0)
+            yield Step([self._row(contender, form, length, text)], "", 1)
 
     def tables(self, rows: pd.DataFrame, contenders: Sequence[Contender]) -> list[Table]:
         """Return perplexities of each form by length; of the sliding one, losses by context and their power law."""
@@ -143,7 +146,7 @@ class Perplexities:
         tables = [_figures(found[found["form"] == form], contenders) for form in dict.fromkeys(found["form"])]
         sliding = rows[rows["form"] == FITTED_FORM]
         if not sliding.empty:
-            tables += [_contexts(sliding, contenders), _laws(sliding, contenders)]
+            tables += [*_contexts(sliding, contenders), _laws(sliding, contenders)]
         return tables
 
     def _row(self, contender: Contender, form: Form, length: int, text: HeldOutText) -> TextLoss:
@@ -191,19 +194,19 @@ class Perplexities:
         )
 
 
-def held_out_texts(config: EvaluationConfig, loaded: LoadedModel, num_tokens: int) -> list[HeldOutText]:
+def held_out_texts(config: EvaluationConfig, loaded: LoadedModel, num_tokens: int, *, hint: str) -> list[HeldOutText]:
     """Return stretches of the held-out part of the corpus, each of an exact number of tokens.
 
     Args:
-        config: The evaluation.
+        config: The evaluation; it has a corpus.
         loaded: Its model.
         num_tokens: Of each text, with what the tokenizer puts before it.
+        hint: What to do where the corpus is too short, a sentence or more.
 
     Raises:
-        ValueError: There is no corpus, it cannot be read, or it is too short.
+        ValueError: The corpus cannot be read, or it is too short.
     """
-    if config.corpus is None:
-        raise ValueError("perplexity must have a text to read, got no --corpus. Give a file or a folder.")
+    assert config.corpus is not None
     rng = np.random.default_rng([config.seed, zlib.crc32(b"held-out texts")])
     passages = draw_passages(
         config.corpus, split="heldout", num_passages=config.num_texts, num_tokens=num_tokens, rng=rng
@@ -213,8 +216,7 @@ def held_out_texts(config: EvaluationConfig, loaded: LoadedModel, num_tokens: in
         ids, read = _first_tokens(cast(Tokenizer, loaded.tokenizer), passage, num_tokens)
         if len(ids) < num_tokens:
             raise ValueError(
-                f"the held-out part of {config.corpus} must have {num_tokens} tokens for a text, got {len(ids)}. Give "
-                "a longer corpus, or lower --text-length or --lengths."
+                f"the held-out part of {config.corpus} must have {num_tokens} tokens for a text, got {len(ids)}. {hint}"
             )
         num_characters += read * num_tokens // len(ids)
         texts.append(HeldOutText(f"text-{number}", np.array(ids[:num_tokens], dtype=np.int32)))
@@ -295,11 +297,12 @@ def _weighted_loss(measured: TextPerplexity) -> float:
 
 def _figures(found: pd.DataFrame, contenders: Sequence[Contender]) -> Table:
     lengths = sorted(found["length"].unique())
-    table = _table(_TITLES[found["form"].iloc[0]], ["factors"], [str(length) for length in lengths])
+    table = new_table(_TITLES[found["form"].iloc[0]], ["factors"], [str(length) for length in lengths])
     figures = found.set_index(["contender", "length"])["perplexity"]
     for name, factors in contenders:
         cells = [
-            _number(figures[name, length]) + (BEYOND if length > factors.target_length else "") for length in lengths
+            number_text(figures[name, length]) + (BEYOND if length > factors.target_length else "")
+            for length in lengths
         ]
         table.add_row(name, *cells)
     num_texts = found["num_texts"].max()
@@ -307,27 +310,31 @@ def _figures(found: pd.DataFrame, contenders: Sequence[Contender]) -> Table:
     return table
 
 
-def _contexts(sliding: pd.DataFrame, contenders: Sequence[Contender]) -> Table:
+def _contexts(sliding: pd.DataFrame, contenders: Sequence[Contender]) -> list[Table]:
+    """Return the table of losses by context; none without a bucket that has enough tokens."""
     found = by_context(sliding)
     found = found[(found["length"] == found["length"].max()) & (found["num_tokens"] >= MIN_BUCKET_TOKENS)]
+    if found.empty:
+        return []
     firsts = sorted(found["first_context"].unique())
     length = sliding["length"].max()
     title = f"Loss by context in windows of {length} tokens, nats per token"
-    table = _table(title, ["factors"], [f"{first}+" for first in firsts])
+    table = new_table(title, ["factors"], [f"{first}+" for first in firsts])
     losses = found.set_index(["contender", "first_context"])["loss"]
     for contender in contenders:
-        table.add_row(contender.name, *(_number(losses[contender.name, first]) for first in firsts))
+        table.add_row(contender.name, *(number_text(losses[contender.name, first]) for first in firsts))
     table.caption = (
         "Columns: fewest tokens seen before the one predicted, up to the next column; those with fewer than "
         f"{MIN_BUCKET_TOKENS} tokens scored are left out."
     )
-    return table
+    return [table]
 
 
 def _laws(sliding: pd.DataFrame, contenders: Sequence[Contender]) -> Table:
+    """Return the table of the fitted laws, without columns where there is none, and why."""
     laws = power_laws(sliding).set_index("contender")
     names = ("alpha", "beta", "gamma")
-    table = _table("Power law of context, loss = (alpha / context)^beta + gamma", ["factors"], [*names, "residual"])
+    table = new_table("Power law of context, loss = (alpha / context)^beta + gamma", ["factors"], [*names, "residual"])
     reasons = []
     for contender in contenders:
         law = laws.loc[contender.name]
@@ -336,18 +343,9 @@ def _laws(sliding: pd.DataFrame, contenders: Sequence[Contender]) -> Table:
             continue
         estimates = [f"{law[name]:.4g} ({law[f'{name}_low']:.3g} to {law[f'{name}_high']:.3g})" for name in names]
         table.add_row(contender.name, *estimates, f"{law['residual']:.3g}")
+    if not table.rows:
+        table = new_table(str(table.title), [], [])
+        table.caption = "\n".join(reasons)
+        return table
     table.caption = "\n".join(["alpha in tokens; in brackets 95 % confidence intervals.", *reasons])
     return table
-
-
-def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, show_edge=False)
-    for name in names:
-        table.add_column(name)
-    for number in numbers:
-        table.add_column(number, justify="right")
-    return table
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if isfinite(value) else NOT_FINITE

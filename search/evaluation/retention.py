@@ -4,7 +4,6 @@ import logging
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
-from math import isfinite
 from time import perf_counter
 from typing import Self, cast
 
@@ -18,7 +17,8 @@ from results.measurement import candidate_key
 from results.text_loss_tables import retained
 from search.evaluation.config import EvaluationConfig
 from search.evaluation.measure import Key, Step
-from search.evaluation.perplexities import NOT_FINITE, HeldOutText, enough_memory, finite, held_out_texts, texts_sha256
+from search.evaluation.perplexities import HeldOutText, enough_memory, finite, held_out_texts, texts_sha256
+from search.evaluation.tables import new_table, number_text
 from workers.evaluate import Contender
 from workers.model import LoadedModel
 from workers.retention import Moved, hidden_sha256, retention
@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 class RetentionCheck:
     """Compares logits with the original model's inside its window; see `search.evaluation.measure.Measure`.
 
-    Two servings: with the window switch, which must change nothing, and the factors pinned at every length.
+    Two servings: with the window switch, which without short factors must change nothing, and the factors pinned at
+    every length.
 
     Args:
         loaded: The model, as it was loaded.
@@ -65,8 +66,10 @@ class RetentionCheck:
         window = loaded.geometry.original_length
         lengths = {window, window // 4, *config.token_lengths}
         inside = sorted(length for length in lengths if 2 <= length <= window)
-        make = _random_texts if config.corpus is None else held_out_texts
-        return cls(loaded, make(config, loaded, window), lengths=inside)
+        if config.corpus is None:
+            return cls(loaded, _random_texts(config, loaded, window), lengths=inside)
+        hint = "Give a longer corpus, or none: random tokens are read then."
+        return cls(loaded, held_out_texts(config, loaded, window, hint=hint), lengths=inside)
 
     def fingerprint(self) -> str:
         """Return the hash of all texts."""
@@ -79,30 +82,30 @@ class RetentionCheck:
                 "the model must be as it was loaded before retention is measured, and it computes something else: an "
                 "earlier measurement left it changed, and no figure of this evaluation holds"
             )
-        for length, text in self._places:
-            # A kill may leave one of the two
-            servings = [
-                serving for serving in ("switched", "pinned") if (contender.name, serving, length, text.id) not in known
-            ]
-            rows = self._rows(contender, length, text) if servings else {}
-            yield Step([rows[serving] for serving in servings], f"{TASK}, {length} tokens", 1)
+        left = [  # a text's two rows are stored together
+            (length, text)
+            for length, text in self._places
+            if (contender.name, "switched", length, text.id) not in known
+        ]
+        yield Step([], "", len(self._places) - len(left))
+        for length, text in left:
+            yield Step([], f"{TASK}, {length} tokens", 0)
+            yield Step(self._rows(contender, length, text), "", 1)
 
     def tables(self, rows: pd.DataFrame, contenders: Sequence[Contender]) -> list[Table]:
         """Return one table: a row for each contender, serving and length."""
         found = retained(rows).sort_values("length")
-        table = Table(title="Retention inside the original window", show_edge=False)
-        for name in ("factors", "serving"):
-            table.add_column(name)
-        for name in ("tokens", "largest difference", "mean KL, nats", "same top token, %"):
-            table.add_column(name, justify="right")
+        numbers = ("tokens", "largest difference", "mean KL, nats", "same top token, %")
+        table = new_table("Retention inside the original window", ("factors", "serving"), numbers)
         for contender in contenders:
             for serving in ("switched", "pinned"):
                 own = found[(found["contender"] == contender.name) & (found["serving"] == serving)]
                 for _, row in own.iterrows():
                     table.add_row(contender.name, serving, f"{row['length']}", *_cells(row))
         table.caption = (
-            "Logits beside the original model's. switched: as it was loaded up to the original window, the factors "
-            "beyond it. pinned: the factors at every length. KL(original || served), mean over positions."
+            "Logits beside the original model's. switched: up to the original window as it was loaded, or with the "
+            "factors' short ones, and the long ones beyond it. pinned: the long ones at every length. "
+            "KL(original || served), mean over positions."
         )
         return [table]
 
@@ -110,7 +113,7 @@ class RetentionCheck:
         length, text = self._places[0]
         return hidden_sha256(self._loaded, text.token_ids[:length])
 
-    def _rows(self, contender: Contender, length: int, text: HeldOutText) -> dict[str, Retention]:
+    def _rows(self, contender: Contender, length: int, text: HeldOutText) -> list[Retention]:
         begun = perf_counter()
         with enough_memory(f"a text of {self._loaded.geometry.original_length} tokens"):
             measured = retention(self._loaded, text.token_ids[:length], contender.factors)
@@ -124,10 +127,7 @@ class RetentionCheck:
                 length,
                 measured.switched.largest_difference,
             )
-        return {
-            serving: _row(contender, serving, length, text, moved, seconds)
-            for serving, moved in measured._asdict().items()
-        }
+        return [_row(contender, serving, length, text, moved, seconds) for serving, moved in measured._asdict().items()]
 
 
 def _row(contender: Contender, serving: str, length: int, text: HeldOutText, moved: Moved, seconds: float) -> Retention:
@@ -166,4 +166,4 @@ def _cells(row: "pd.Series[float]") -> list[str]:
     if row["largest_difference"] == 0.0:
         return [EXACT, EXACT, top]
     numbers = (row["largest_difference"], row["mean_divergence"])
-    return [*(f"{number:.3g}" if isfinite(number) else NOT_FINITE for number in numbers), top]
+    return [*(number_text(number, digits=3) for number in numbers), top]

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from needles.ruler import available_tasks
 from results.evaluation import CONTENDERS
 from results.measurement import candidate_key
-from results.provenance import gather
+from results.provenance import Provenance, gather
+from results.report_parts.evaluation_record import PROVENANCE, earlier_processes, is_evaluation
 from results.row_store import RowStore
 from results.run_directory import RunDirectory
 from results.run_lock import RunLock
@@ -28,6 +29,7 @@ from search.evaluation.measure import Measure
 from search.evaluation.perplexities import FORM_OF_TASK, Perplexities
 from search.evaluation.retention import TASK as RETENTION
 from search.evaluation.retention import RetentionCheck
+from search.evaluation.tables import new_console, show
 from search.evaluation.tasks import ONLY_NAMED, TASK_NAMES, build_tasks
 from search.place import run_directory_path
 from search.precision import resolved_precision
@@ -37,7 +39,7 @@ from workers.evaluate import Contender
 from workers.model import LoadedModel, load_model
 from workers.precision import Precision
 
-MAY_CHANGE = ("device", "batch_size")
+MAY_CHANGE = ("device", "batch_size", "run_dir")
 """Settings with which an evaluation may be taken up that it did not begin with."""
 AnyMeasure = Measure[Any]
 
@@ -59,10 +61,12 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, pd.DataFrame]:
         ValueError: Something that the user gave cannot be used.
         OSError: The folder cannot be written to.
     """
-    console, started = Console(), datetime.now(UTC)
+    console, started = new_console(), datetime.now(UTC)
     path = run_directory_path(config.run_dir, now=started, working_dir=Path.cwd(), home=Path.home())
     names = _task_names(config)
-    config = replace(config, dtype=resolved_precision(config.dtype, config.device, path))
+    if RunDirectory.holds_run(path) and not is_evaluation(path):
+        raise ValueError(f"run directory {path} must hold an evaluation, got another run. Choose one with --run-dir.")
+    config = replace(config, run_dir=str(path), dtype=resolved_precision(config.dtype, config.device, path))
     loaded = load_model(
         config.model,
         dtype=cast(Precision, config.dtype),
@@ -77,16 +81,21 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, pd.DataFrame]:
         settings = asdict(config) | _fingerprints(config, contenders, measures)
         run = RunDirectory.create(path, settings, resume=is_resumed, may_change=MAY_CHANGE)
         stack.enter_context(RunLock(run.path))
-        logger.info("results go to %s", run.path)
+        logger.info("results go to %s; after a kill the same command goes on with --run-dir %s", run.path, run.path)
         run.write_json(CONTENDERS, {name: json.loads(factors.to_json()) for name, factors in contenders})
         stores = {measure.name: RowStore(run.path, measure.name, measure.row_type) for measure in measures}
-        with _progress(console) as progress:
-            _measure(contenders, measures, stores, progress)
-        _write_provenance(run, config, started)
+        earlier = earlier_processes(run.path)
+
+        def write_provenance() -> None:
+            run.write_json(PROVENANCE, asdict(_provenance(run, config, started)) | {"earlier": earlier})
+
+        with _said_once(), _progress(console) as progress:
+            if _measure(contenders, measures, stores, progress, begin=write_provenance):
+                write_provenance()  # again, with the time of the end
         frames = {name: store.finish() for name, store in stores.items()}
     for measure in measures:
         for table in measure.tables(frames[measure.name], contenders):
-            console.print(table)
+            show(console, table)
     console.print(str(run.path), soft_wrap=True)
     return frames
 
@@ -96,29 +105,54 @@ def _measure(
     measures: Sequence[AnyMeasure],
     stores: dict[str, RowStore[Any]],
     progress: Progress,
-) -> None:
-    """Measure what no store holds yet; the bar tells how far that is."""
-    bar = progress.add_task("", total=len(contenders) * sum(measure.num_units for measure in measures))
-    for measure in measures:
+    *,
+    begin: Callable[[], None],
+) -> bool:
+    """Measure what no store holds yet, after `begin`, and return whether there was any; each measure has a bar."""
+    has_begun = False
+    bars = [
+        progress.add_task(measure.name, total=len(contenders) * measure.num_units, start=False) for measure in measures
+    ]
+    for measure, bar in zip(measures, bars, strict=True):
         store = stores[measure.name]
         known = {row.key for row in store.recover()}
+        num_done = 0
         for contender in contenders:
             for step in measure.steps(contender, known):
+                num_done += step.num_units
                 if step.rows:
+                    if not has_begun:
+                        begin()
+                        has_begun = True
                     store.add(step.rows)
+                    progress.update(bar, completed=num_done)
+                elif step.num_units:
+                    progress.reset(bar, completed=num_done)  # what was known says nothing of the time left
+                if step.told:
                     progress.update(bar, description=f"{contender.name}, {step.told}")
-                progress.advance(bar, step.num_units)
+    return has_begun
 
 
-def _write_provenance(run: RunDirectory, config: EvaluationConfig, started: datetime) -> None:
-    """Write with what, where and when; of an evaluation that was taken up, of its last process."""
-    provenance = gather(
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Silence what `read_contenders` has said of lengths beyond the factors, and every batch would say again."""
+    log = logging.getLogger("workers.generate")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _provenance(run: RunDirectory, config: EvaluationConfig, started: datetime) -> Provenance:
+    """Return with what, where and when this process measures."""
+    return gather(
         seed=config.seed,
         started=started,
         accelerators=[accelerator.name for accelerator in accelerators_in_use()],
         hashes={"config.yaml": run.config_sha256},
     )
-    run.write_json("provenance.json", asdict(provenance))
 
 
 def _measures(config: EvaluationConfig, loaded: LoadedModel, names: Sequence[str]) -> list[AnyMeasure]:
@@ -180,5 +214,5 @@ def _task_names(config: EvaluationConfig) -> list[str]:
 
 
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)

@@ -2,22 +2,24 @@
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
 import numpy as np
 
 from needles.corpus import NOISE, read_split
+from needles.frame import build_frame
 from needles.grid import TASK as GRID
 from needles.grid import build_grid
 from needles.line_retrieval import TASK as LINES
 from needles.line_retrieval import build_line_samples
 from needles.metrics import string_match_all, whole_word_match
+from needles.passkey import NUM_WINDOW_LENGTHS, WINDOW_TASK, build_passkey_samples, build_window_samples
 from needles.passkey import TASK as PASSKEY
-from needles.passkey import WINDOW_TASK, build_passkey_samples, build_window_samples
 from needles.prompts import RULER_BASE, chat_prompt
 from needles.ruler import TASKS, build_samples
+from needles.ruler_tasks.question_answering import read_hotpotqa, read_squad
 from needles.sample import Sample
 from needles.tokenizer import Tokenizer
 from needles.topic_retrieval import TASK as TOPICS
@@ -43,7 +45,9 @@ logger = logging.getLogger(__name__)
 
 
 def build_tasks(config: EvaluationConfig, loaded: LoadedModel, names: Sequence[str]) -> list[Sample]:
-    """Return the samples of every task and length; of tasks that nobody named, those that cannot be built are left out.
+    """Return the samples of every task and length; of tasks that nobody named, what cannot be built is left out.
+
+    A task that can be built at some of the lengths is kept there.
 
     Args:
         config: The evaluation.
@@ -51,18 +55,24 @@ def build_tasks(config: EvaluationConfig, loaded: LoadedModel, names: Sequence[s
         names: Tasks to build.
 
     Raises:
-        ValueError: The corpus cannot be read, or a task that the user named cannot be built.
+        ValueError: A file that the user gave cannot be read, prompts of a chat have no template, or a task that the
+            user named cannot be built.
     """
     found: list[Sample] = []
-    if config.corpus is not None:
-        read_split(config.corpus, "heldout", num_characters=1)  # a corpus that cannot be read is no task's fault
+    _check_given(config, loaded, names)
     for name in names:
-        try:
-            found += _task_samples(config, loaded, name)
-        except ValueError as error:
-            if config.task_names:
-                raise
-            logger.warning("%s is left out, and is in no average: %s", name, error)
+        if name == WINDOW_TASK:
+            found += _window_samples(config, loaded)
+            continue
+        faults = {}
+        for length in config.token_lengths:
+            try:
+                found += _samples(config, loaded, name, length)
+            except ValueError as error:
+                if config.task_names:
+                    raise
+                faults[length] = error
+        _warn(name, faults, is_everywhere=len(faults) == len(config.token_lengths))
     return found
 
 
@@ -75,15 +85,35 @@ def metric_of(task: str) -> Metric:
     return _METRICS[task]
 
 
-def _task_samples(config: EvaluationConfig, loaded: LoadedModel, name: str) -> list[Sample]:
-    if name == WINDOW_TASK:
-        return _window_samples(config, loaded)
-    return [sample for length in config.token_lengths for sample in _samples(config, loaded, name, length)]
+def _check_given(config: EvaluationConfig, loaded: LoadedModel, names: Sequence[str]) -> None:
+    """Refuse what the user gave by name and no task can use, which is no task's fault."""
+    if config.corpus is not None:
+        read_split(config.corpus, "heldout", num_characters=1)
+    if config.squad is not None and "qa_1" in names:
+        read_squad(config.squad)
+    if config.hotpotqa is not None and "qa_2" in names:
+        read_hotpotqa(config.hotpotqa)
+    if names:
+        build_frame(cast(Tokenizer, loaded.tokenizer), is_chat=config.prompt == "chat")
+
+
+def _warn(name: str, faults: Mapping[int, ValueError], *, is_everywhere: bool) -> None:
+    """Say at which lengths a task is left out, and why."""
+    if is_everywhere:
+        logger.warning("%s is left out, and is in no average: %s", name, next(iter(faults.values())))
+        return
+    for length, error in faults.items():
+        logger.warning("%s is left out at %d tokens, and is in no average: %s", name, length, error)
 
 
 def _window_samples(config: EvaluationConfig, loaded: LoadedModel) -> list[Sample]:
     """Return passkeys at Position Interpolation's lengths up to the longest one asked for."""
     longest = max(config.token_lengths)
+    if longest < NUM_WINDOW_LENGTHS:
+        raise ValueError(
+            f"--lengths must be at least {NUM_WINDOW_LENGTHS} tokens for {WINDOW_TASK}, which has as many lengths, got "
+            f"{longest}. Raise it."
+        )
     found = build_window_samples(
         cast(Tokenizer, loaded.tokenizer),
         num_samples=config.num_samples,

@@ -7,7 +7,9 @@ import pytest
 
 from needles.ruler import TASKS
 from results.answer_tables import (
+    Baseline,
     EffectiveWindow,
+    averaged_tasks,
     effective_windows,
     ruler_baseline,
     ruler_figures,
@@ -85,7 +87,9 @@ def test_rulers_figures_are_over_its_own_tasks_alone_in_percent() -> None:
 def test_effective_lengths_are_by_a_threshold_and_by_what_the_model_scores_in_its_own_window() -> None:
     frame = scores(SCORES)
     baseline = ruler_baseline(frame, original_length=300)
-    assert baseline == pytest.approx((256, 85.0))
+    assert baseline is not None
+    assert baseline.contender == "none"
+    assert baseline[1:] == pytest.approx((256, 85.0))
     none, yarn = ruler_figures(frame, baseline=baseline)
     assert (none.effective_length, none.own_effective_length) == (None, 256)
     assert (yarn.effective_length, yarn.own_effective_length) == (512, 1024)
@@ -96,9 +100,13 @@ def test_effective_lengths_are_by_a_threshold_and_by_what_the_model_scores_in_it
 
 def test_the_baseline_is_the_longest_length_inside_the_window_whoever_measured_it() -> None:
     frame = scores(SCORES)
-    assert ruler_baseline(frame, original_length=512) == pytest.approx((512, 35.0))
+    assert ruler_baseline(frame, original_length=512) == Baseline("none", 512, 35.0)
     assert ruler_baseline(frame, original_length=255) is None
-    assert ruler_baseline(frame[frame["contender"] == "yarn"], original_length=256) == pytest.approx((256, 85))
+    yarn = frame[frame["contender"] == "yarn"]
+    assert ruler_baseline(yarn, original_length=256) == Baseline("yarn", 256, 85.0)
+    both = pd.concat([yarn, frame[frame["contender"] == "none"].assign(contender="ntk")])
+    # Short factors of its own are not the model as it was loaded
+    assert ruler_baseline(both, original_length=512, with_short=["yarn"]) == Baseline("ntk", 512, 35.0)
     assert ruler_baseline(window_scores(), original_length=256) is None
 
 
@@ -113,6 +121,19 @@ def test_a_task_whose_mean_is_none_is_left_out_of_one_average_and_named_there() 
     assert all(isnan(average.score) for average in yarn.averages.values())
     assert all(isnan(mean) for mean in yarn.over_lengths)
     assert yarn.effective_length is None
+
+
+def test_a_task_that_is_not_measured_at_every_length_is_in_no_average() -> None:
+    partial = scores({("yarn", "cwe"): [[0.0], [0.0]], ("none", "cwe"): [[0.0], [0.0]]}, lengths=(512, 1024))
+    both = pd.concat([scores(SCORES), partial])
+    assert averaged_tasks(both) == ["niah_single_1", "vt", "passkey"]
+    alone, beside = (
+        means[means["task"] == "all"].reset_index(drop=True) for means in map(task_means, (scores(SCORES), both))
+    )
+    pd.testing.assert_frame_equal(beside, alone)
+    assert ruler_figures(both) == ruler_figures(scores(SCORES))
+    # Nothing in common, no average
+    assert ruler_figures(pd.concat([partial, scores({("yarn", "vt"): [[1.0]]}, lengths=(256,))])) == []
 
 
 def test_the_effective_window_ends_before_the_first_length_at_which_too_few_passkeys_are_found() -> None:

@@ -142,6 +142,13 @@ def test_every_form_holds_what_has_no_length_or_no_finite_value(runs: list[Path]
     assert read["length"].isna().sum() == 2
 
 
+def test_json_keeps_every_digit_of_a_divergence(tmp_path: Path) -> None:
+    row = replace(kept("yarn", "pinned", moved=1.0), sum_divergence=3.21e-12, num_positions=1)
+    (record,) = json.loads(written(compare([write_evaluation(tmp_path / "run", retention=[row])]), "json"))
+    assert record["value"] == 3.21e-12
+    assert (record["length"], record["num_samples"]) == (64, 1)
+
+
 def test_rows_of_a_table_stand_by_task_and_length_in_the_order_of_the_first_run(tmp_path: Path) -> None:
     scores = [answers(name, task, length, [1.0])[0]
               for name in ("yarn", "none") for task in ("vt", "cwe") for length in (512, 64)]  # fmt: skip

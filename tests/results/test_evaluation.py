@@ -40,9 +40,11 @@ def test_what_was_added_is_there_in_its_order_after_a_kill(tmp_path: Path) -> No
 
 def test_a_torn_line_is_cut_off_and_the_next_score_follows_the_last_whole_one(tmp_path: Path) -> None:
     store = RowStore(tmp_path, SCORES, SampleScore)
-    store.add([numbered(0), numbered(1)])
+    store.add([numbered(0)])
+    begun = (tmp_path / LINES).stat().st_size
+    store.add([numbered(1), numbered(2)])
     whole = (tmp_path / LINES).read_bytes()
-    for num_bytes in range(len(whole) // 2 + 1, len(whole)):
+    for num_bytes in range(begun, len(whole)):  # of the two, which belong together, none stays
         (tmp_path / LINES).write_bytes(whole[:num_bytes])
         assert RowStore(tmp_path, SCORES, SampleScore).recover() == [numbered(0)]
         store.add([numbered(2)])
@@ -92,7 +94,7 @@ def test_an_answer_without_a_score_is_no_mean_of_the_others(tmp_path: Path) -> N
     assert means["mean"].isna().to_dict() == {"passkey": True, "vt": False}
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", "no JSON", '{"contender": "x"}'])
+@pytest.mark.parametrize("line", ["{}", "[1]", "no JSON", '[{"contender": "x"}]'])
 def test_a_line_that_is_no_score_is_refused_in_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / LINES).write_text(line + "\n")
     with pytest.raises(ValueError, match=r"^\S*scores\.jsonl must hold the scores that Ropewalk writes, got a line"):

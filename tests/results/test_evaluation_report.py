@@ -85,7 +85,7 @@ def test_contenders_that_score_alike_are_all_named(tmp_path: Path) -> None:
 def test_a_task_without_a_score_is_in_no_mean_and_a_length_not_measured_is_a_dash(tmp_path: Path) -> None:
     scores = [*BASIC, *answers("yarn", "fwe", 256, [None, 1.0]), *answers("none", "fwe", 256, [1.0])]
     text = said(write_evaluation(tmp_path / "run", scores=scores))
-    assert "all: mean of the 3 tasks none 100.0 - yarn not finite -" in text
+    assert "all: mean of the 2 tasks measured at every length none 100.0 0.0 yarn 100.0 62.5*" in text
     assert "fwe none 100.0 - yarn not finite -" in text
     assert "A dash: not measured; all has one where any of its tasks has." in text
 
@@ -100,8 +100,8 @@ def test_figures_of_ruler_are_those_of_its_own_arithmetic(tmp_path: Path) -> Non
     assert "yarn 100.0 90.0 50.0* 80.0 71.7 88.3 512 256" in text
     assert "none 95.0 20.0 0.0 38.3 22.5 54.2 256 256" in text
     assert "effective, 85.6% effective, 95.0%" in text
-    assert "Mean of 1 of RULER's 13 tasks: vt. Not measured, and in no average: niah_single_1, " in text
-    assert "the second is the model's own score at 256 tokens" in text
+    assert "Mean of 1 of RULER's 13 tasks: vt. Not measured at every length, and in no average: niah_single_1, " in text
+    assert "the second is what none scores at 256 tokens" in text
 
 
 def test_the_heat_map_says_in_each_cell_what_share_was_found(tmp_path: Path) -> None:
@@ -212,8 +212,42 @@ def test_an_unfinished_evaluation_is_told_as_far_as_it_came_and_is_left_as_it_is
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     text = said(run)
     assert "Unfinished: it was stopped or killed; the same command goes on with it." in text
+    assert f"One that had no --run-dir needs --run-dir {run}." in text
     assert "Result so far At 1,024 tokens yarn scores best" in text
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_nobody_is_best_before_all_have_answered_as_much(tmp_path: Path) -> None:
+    texts = [text_loss("none", 256, 1.0, text=text) for text in "01"] + [text_loss("yarn", 256, 0.5)]
+    for number, scores in enumerate((BASIC[:8], BASIC[:-1])):  # none alone; yarn without one sample
+        page = page_of(write_evaluation(tmp_path / f"{number}", scores=scores, texts=texts, is_finished=False))
+        text = text_of(page)
+        assert "At 1,024 tokens not all of the 2 contenders have answered as many samples yet." in text
+        assert "In windows of 256 tokens not all of the 2 contenders have read as many texts yet." in text
+        assert " best" not in text.split("Score by task")[0]
+        assert re.findall(r"<td style=\"font-weight:700\">([^<]*)</td>", page) == ["75.0*"] * number
+
+
+def test_a_single_contender_is_not_the_best_of_any(tmp_path: Path) -> None:
+    texts = [text_loss("yarn", 256, math.log(2))]
+    text = said(write_evaluation(tmp_path / "run", names=("yarn",), scores=BASIC[8:], texts=texts))
+    assert "At 1,024 tokens yarn scores 62.5% in the mean of 2 tasks." in text
+    assert "In windows of 256 tokens the perplexity of text is 2.0000." in text
+
+
+def test_values_that_print_alike_are_alike(tmp_path: Path) -> None:
+    scores = [*answers("none", "vt", 256, [0.6664]), *answers("yarn", "vt", 256, [0.6661])]
+    page = page_of(write_evaluation(tmp_path / "run", scores=scores))
+    assert "At 256 tokens all contenders score alike, 66.6% in the mean of 1 task." in text_of(page)
+    assert 'font-weight:700">' not in page
+
+
+def test_hours_are_told_only_where_every_process_had_the_same_accelerators(tmp_path: Path) -> None:
+    run = write_evaluation(tmp_path / "run", scores=BASIC)
+    for names, is_told in ((["H200"], True), (["A100"], False)):
+        known = {"accelerators": ["H200"], "earlier": [{"accelerators": names}]}
+        (run / "provenance.json").write_text(json.dumps(known))
+        assert ("GPU-hours" in said(run)) == is_told
 
 
 def test_a_search_and_its_evaluation_are_one_page(tmp_path: Path) -> None:
@@ -327,7 +361,11 @@ def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("scores.jsonl", '{"contender": "x"}\n', r"scores\.jsonl must hold the scores that Ropewalk writes, got a line with a fault"),
+        (
+            "scores.jsonl",
+            '{"contender": "x"}\n',
+            r"scores\.jsonl must hold the scores that Ropewalk writes, got a line with a fault",
+        ),
         ("scores.jsonl", "no JSON\n", r"scores\.jsonl must hold the scores that Ropewalk writes"),
         ("contenders.json", "[]", r"contenders\.json: it must be a JSON object, got something else"),
         (
@@ -337,6 +375,7 @@ def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
         ),
         ("contenders.json", "{", r"contenders\.json: "),
         ("provenance.json", "[]", r"provenance\.json must be a JSON object, got something else"),
+        ("provenance.json", '{"earlier": 1}', r"provenance\.json must be a JSON object, got something else"),
         ("provenance.json", "{", r"provenance\.json must be a JSON object, got something else"),
     ],
 )

@@ -6,9 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from results.run_directory import RunDirectory
+from rope.factors import RescaleFactors
 from rope.methods import METHODS
 from search.cli import main
 from search.evaluation.config import EvaluationConfig
+from search.evaluation.contenders import read_contenders
+from workers.evaluate import Contender
+from workers.geometry import RopeGeometry
 
 LINES, TABLE = "scores.jsonl", "scores.parquet"
 REFERENCE = Path(__file__).parents[2] / "workers" / "reference"
@@ -105,7 +110,7 @@ def test_contenders_with_the_same_factors_are_both_there_after_a_kill(tmp_path: 
     assert main(arguments(run_dir, **changes)) == 0  # inside the window both are the unscaled model
     assert read(run_dir)["candidate"].nunique() == 1
     lines = (run_dir / LINES).read_bytes().splitlines(keepends=True)
-    (run_dir / LINES).write_bytes(b"".join(lines[:2]))
+    (run_dir / LINES).write_bytes(lines[0])
     assert main(arguments(run_dir, **changes)) == 0
     assert read(run_dir).groupby("contender").size().to_dict() == {"none": 2, "yarn": 2}
 
@@ -141,7 +146,14 @@ def test_a_corpus_that_cannot_be_read_is_no_task_s_fault(tmp_path: Path, capsys:
         ({"tasks": "qa_1"}, "task qa_1 cannot be built, it needs a squad file, and none was given. Give it, or drop"),
         ({"tasks": "vt"}, "length must be at least "),
         ({"lengths": "0"}, "--lengths must be numbers of tokens above 0, got '0'. Write 4096,8192."),
-        ({"lengths": "256,256"}, "--lengths must be distinct, got 256, 256. Drop what is there twice."),
+        ({"lengths": "256,0256"}, "--lengths must be distinct, got 256, 0256. Drop what is there twice."),
+        ({"seed": -1}, "--seed must be at least 0, got -1. Raise it."),
+        ({"prompt": "chat", "tasks": None}, "chat template"),
+        ({"squad": REFERENCE / "tom_sawyer.txt", "tasks": None}, "tom_sawyer.txt"),
+        (
+            {"lengths": "16", "tasks": "passkey_window"},
+            "--lengths must be at least 32 tokens for passkey_window, which has as many lengths, got 16. Raise it.",
+        ),
         ({"methods": "best"}, "--methods must be among none, linear, "),
         ({"methods": ","}, "an evaluation must have --factors or --methods, got neither. Give one of them."),
         ({"num-samples": 0}, "--num-samples must be at least 1, got 0. Raise it."),
@@ -159,6 +171,79 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line_and_leaves_nothing(
     assert error.startswith("ropewalk: error: ")
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+def yarn_factors() -> RescaleFactors:
+    return METHODS["yarn"](32, 500.0, original_length=WINDOW, target_length=512)
+
+
+def contenders_of(factors: str) -> list[Contender]:
+    config = EvaluationConfig(model="m", lengths="512", methods="", factors=factors)
+    return read_contenders(config, RopeGeometry(32, 500.0, WINDOW))
+
+
+def test_factors_are_called_as_their_folder_also_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine" / "below").mkdir(parents=True)
+    yarn_factors().save(tmp_path / "mine" / "factors.json")
+    for folder, path in (("mine", "factors.json"), ("mine", "."), ("mine/below", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert [contender.name for contender in contenders_of(path)] == ["mine"]
+
+
+def test_factors_that_are_not_ropewalk_s_own_or_called_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps([1.0] * 16))
+    with pytest.raises(ValueError, match=r"list\.json must be a file of Ropewalk's own, .* with `ropewalk import`\.$"):
+        contenders_of(str(tmp_path / "list.json"))
+    yarn_factors().save(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="must not be called none, as the unscaled model, got "):
+        contenders_of(str(tmp_path / "none.json"))
+
+
+def test_an_evaluation_without_a_run_directory_goes_on_where_it_began_and_tells_who_measured_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"tasks": "passkey", "lengths": WINDOW}
+    with caplog.at_level("INFO"):
+        assert main(arguments(tmp_path, **changes)[:-1]) == 0
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert f"after a kill the same command goes on with --run-dir {run_dir}" in caplog.text
+    first = (run_dir / "provenance.json").read_bytes()
+    assert json.loads(first)["earlier"] == []
+    relative = run_dir.relative_to(tmp_path)
+    assert main(arguments(relative, **changes)) == 0
+    assert (run_dir / "provenance.json").read_bytes() == first  # nothing was measured
+    lines = (run_dir / LINES).read_bytes().splitlines(keepends=True)
+    (run_dir / LINES).write_bytes(lines[0])
+    assert main(arguments(relative, **changes)) == 0
+    assert (run_dir / LINES).read_bytes().startswith(lines[0])
+    last = json.loads((run_dir / "provenance.json").read_text())
+    assert [process["gathered"] for process in last["earlier"]] == [json.loads(first)["gathered"]]
+
+
+def test_a_search_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunDirectory.create(tmp_path / "run", {"model": "m"}, resume=False)
+    assert main(arguments(tmp_path / "run")) == 2
+    assert "run must hold an evaluation, got another run. Choose one with --run-dir." in capsys.readouterr().err
+
+
+def test_lengths_beyond_the_factors_are_warned_of_once_and_names_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [tmp_path / f"a[{name}].json" for name in ("best", "last")]
+    for file in files:
+        METHODS["none"](32, 500.0, original_length=WINDOW, target_length=WINDOW).save(file)
+    run_dir = tmp_path / "run[1]"
+    changes = {"factors": ",".join(map(str, files)), "methods": "", "tasks": "passkey", "lengths": "257"}
+    assert main(arguments(run_dir, **changes)) == 0
+    assert caplog.text.count("is for 256 tokens, and lengths beyond are marked") == 2
+    assert "expect worse beyond" not in caplog.text
+    out = capsys.readouterr().out
+    assert str(run_dir) in out
+    assert "a[best] │" in out
+    assert "a[last] │" in out
 
 
 def test_factors_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

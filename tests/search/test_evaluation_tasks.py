@@ -1,5 +1,7 @@
 """Which tasks `ropewalk evaluate` builds, by which metric they are scored, and what its tables say of the answers."""
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,7 @@ from results.evaluation import SampleScore
 from search.cli import main
 from search.evaluation.answers import answer_tables
 from search.evaluation.config import EvaluationConfig
+from search.evaluation.tables import new_console, new_table, show
 from search.evaluation.tasks import TASK_NAMES, build_tasks, metric_of
 from tests.results.test_answer_tables import SCORES, scores, window_scores
 from workers.model import LoadedModel, load_model
@@ -58,6 +61,47 @@ def tables(frame: pd.DataFrame, *, original_length: int = WINDOW, threshold: flo
     return answer_tables(frame, TARGETS, original_length=original_length, threshold=threshold)
 
 
+def test_a_task_is_kept_at_the_lengths_that_have_room_for_it_and_the_others_are_said(
+    loaded: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = build_tasks(config(lengths="128,256,512"), loaded, ["passkey", "niah_multivalue"])
+    assert [(sample.task, sample.length) for sample in samples] == [
+        *(("passkey", length) for length in (128, 256, 512)),
+        ("niah_multivalue", 512),
+    ]
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.partition(":")[0] for message in said] == [
+        f"niah_multivalue is left out at {length} tokens, and is in no average" for length in (128, 256)
+    ]
+
+
+def test_a_task_that_is_not_at_every_length_is_in_no_average_and_the_captions_say_so() -> None:
+    partial = scores({("none", "cwe"): [[0.0], [0.0]], ("yarn", "cwe"): [[0.0], [0.0]]}, lengths=(512, 1024))
+    answers, ruler = (shown(table) for table in tables(pd.concat([scores(SCORES), partial])))
+    assert ["cwe", "none", "", "0.0", "0.0"] in answers[1]
+    assert ["all", "none", "90.0", "23.3", "0.0"] in answers[1]
+    assert "all: mean over the 3 tasks above but for cwe, not at every length; not measured: " in answers[2]
+    assert ruler[1] == shown(tables(scores(SCORES))[1])[1]
+    assert "not measured at every length, and in no average: " in ruler[2]
+    assert ", cwe, " in ruler[2]
+
+
+def test_no_digit_is_cut_off_where_lines_are_short() -> None:
+    lengths = [4096 * 2**number for number in range(6)]
+    table = new_table("RULER, percent", ["factors"], [str(length) for length in lengths])
+    table.add_row("a[long name of factors]", *(f"{50 + number:.1f}*" for number in range(6)))
+    table.caption = "A caption of some words. " * 8
+    console = new_console(40)
+    with redirect_stdout(StringIO()) as stream:
+        show(console, table)
+    lines = stream.getvalue().splitlines()
+    (header,) = [line for line in lines if "factors" in line and "┃" in line]
+    (row,) = [line for line in lines if "│" in line]
+    assert [int(cell) for cell in header.split("┃")[1:]] == lengths
+    assert [cell.strip() for cell in row.split("│")] == ["a[long name of factors]", *(f"{50 + n}.0*" for n in range(6))]
+    assert all(len(line) <= 40 for line in lines if "caption" in line)
+
+
 def test_every_task_has_its_own_metric() -> None:
     metrics = {name: metric_of(name) for name in TASK_NAMES}
     assert {name for name, metric in metrics.items() if metric is string_match_part} == {"qa_1", "qa_2"}
@@ -100,8 +144,10 @@ def test_rulers_figures_stand_below_the_answers() -> None:
         # 265 / 3, (85 + 190 + 255) / 6, (255 + 190 + 85) / 6
         ["yarn", "85.0", "95.0", "85.0*", "88.3", "88.3", "88.3", "512", "1024"],
     ]
-    assert caption.startswith("Mean over 2 of RULER's 13 tasks; in no average: niah_single_2, niah_single_3, ")
-    assert caption.endswith("85.0: the model as it was loaded, at 256 tokens.")
+    assert caption.startswith(
+        "Mean over 2 of RULER's 13 tasks; not measured at every length, and in no average: niah_single_2, "
+    )
+    assert caption.endswith("85.0: none at 256 tokens.")
     assert "no comparison" not in caption
 
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from contextlib import redirect_stdout
+from io import StringIO
 from math import exp
 from pathlib import Path
 
@@ -9,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 
 from results.evaluation import TEXT_LOSSES, TextLoss
 from results.row_store import RowStore
@@ -18,6 +19,7 @@ from search.cli import main
 from search.evaluation.config import EvaluationConfig
 from search.evaluation.contenders import read_contenders
 from search.evaluation.perplexities import Perplexities, held_out_texts
+from search.evaluation.tables import new_console, show
 from workers.evaluate import Contender
 from workers.model import LoadedModel, load_model
 from workers.perplexity import FORMS, pooled, text_perplexity
@@ -65,11 +67,10 @@ def measured(loaded: LoadedModel, config: EvaluationConfig, contenders: list[Con
 
 
 def told(measure: Perplexities, rows: pd.DataFrame, contenders: list[Contender]) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
+    with redirect_stdout(StringIO()) as stream:
         for table in measure.tables(rows, contenders):
-            console.print(table)
-    return capture.get()
+            show(new_console(200), table)
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_a_text_of_one_window_has_the_perplexity_that_transformers_computes(load
     config = configured(lengths="512", text_length=512)
     contenders = read_contenders(config, loaded.geometry)
     rows = measured(loaded, config, contenders)
-    texts = held_out_texts(config, loaded, 512)
+    texts = held_out_texts(config, loaded, 512, hint="")
     for name, factors in contenders:
         losses = []
         with loaded.patch, torch.inference_mode():
@@ -108,7 +109,7 @@ def test_figures_over_texts_are_those_of_their_pooled_windows(loaded: LoadedMode
     yarn = read_contenders(config, loaded.geometry)[1]
     found = perplexities(pd.DataFrame([vars(row) for row in measured(loaded, config, [yarn])]))
     figures = found.set_index(["form", "length"])["perplexity"]
-    texts = held_out_texts(config, loaded, 560)
+    texts = held_out_texts(config, loaded, 560, hint="")
     for form in FORMS:
         for length, factors in ((128, None), (512, yarn.factors)):
             parts = [
@@ -167,6 +168,16 @@ def test_the_tables_show_each_form_the_loss_by_context_and_the_law(
     assert "yarn is not fitted: 4 ranges of context with 100 scored tokens are needed, got 3" in " ".join(shown.split())
 
 
+def test_without_contexts_of_enough_tokens_there_is_no_empty_table_but_the_reason(loaded: LoadedModel) -> None:
+    config = configured(lengths="64", text_length=64, num_texts=1)
+    contenders = read_contenders(config, loaded.geometry)
+    measure = Perplexities.build(config, loaded, ["sliding"])
+    shown = told(measure, pd.DataFrame([vars(row) for row in measured(loaded, config, contenders)]), contenders)
+    assert "Loss by context" not in shown
+    assert "residual" not in shown
+    assert "none is not fitted: 4 ranges of context with 100 scored tokens are needed, got 0" in shown
+
+
 def test_lengths_beyond_the_factors_are_marked(loaded: LoadedModel) -> None:
     config = configured(lengths="512,560", num_texts=1)
     (yarn,) = read_contenders(configured(lengths="512", methods="yarn"), loaded.geometry)
@@ -194,14 +205,14 @@ def test_a_loss_that_is_no_number_is_stored_as_none_and_shown_as_such(tmp_path: 
 
 
 def test_texts_have_exact_tokens_that_begin_as_the_tokenizer_begins(loaded: LoadedModel) -> None:
-    texts = held_out_texts(configured(num_texts=3), loaded, 1000)
+    texts = held_out_texts(configured(num_texts=3), loaded, 1000, hint="")
     assert len({text.id for text in texts}) == 3
     for text in texts:
         assert text.token_ids.shape == (1000,)
         assert text.token_ids[0] == loaded.tokenizer.bos_token_id
         assert loaded.tokenizer.bos_token_id not in text.token_ids[1:]
     assert not np.array_equal(texts[0].token_ids, texts[1].token_ids)
-    again, other = (held_out_texts(configured(seed=seed), loaded, 1000)[0] for seed in (0, 1))
+    again, other = (held_out_texts(configured(seed=seed), loaded, 1000, hint="")[0] for seed in (0, 1))
     assert Perplexities.build(configured(), loaded, FORMS).fingerprint() == (
         Perplexities.build(configured(), loaded, FORMS).fingerprint()
     )
@@ -211,7 +222,7 @@ def test_texts_have_exact_tokens_that_begin_as_the_tokenizer_begins(loaded: Load
 def test_texts_are_of_the_part_of_the_corpus_that_no_search_reads(loaded: LoadedModel, tmp_path: Path) -> None:
     corpus = tmp_path / "book.txt"
     corpus.write_text("a sentence of the search. " * 600 + "What is left for the end! " * 400)
-    (text,) = held_out_texts(configured(corpus=str(corpus), num_texts=1), loaded, 300)
+    (text,) = held_out_texts(configured(corpus=str(corpus), num_texts=1), loaded, 300, hint="")
     shown = loaded.tokenizer.decode(text.token_ids.tolist(), skip_special_tokens=True)
     assert "left for the end" in shown
     assert "search" not in shown
@@ -223,9 +234,9 @@ def test_a_corpus_in_which_texts_overlap_is_warned_about(
     corpus = tmp_path / "book.txt"
     corpus.write_text(CORPUS.read_text(encoding="utf-8")[:20_000], encoding="utf-8")
     with caplog.at_level(logging.WARNING):
-        held_out_texts(configured(corpus=str(corpus), num_texts=1), loaded, 1000)
+        held_out_texts(configured(corpus=str(corpus), num_texts=1), loaded, 1000, hint="")
         assert not caplog.records
-        held_out_texts(configured(corpus=str(corpus), num_texts=8), loaded, 1000)
+        held_out_texts(configured(corpus=str(corpus), num_texts=8), loaded, 1000, hint="")
     assert "tokens, and 8 texts of 1000 tokens from it overlap" in caplog.text
 
 

@@ -80,9 +80,9 @@ def test_the_switch_keeps_every_bit_and_pinned_factors_do_not(finished: Path) ->
 
 def test_the_table_says_exact_where_nothing_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path / "run")) == 0
-    rows = [
-        line.split() for line in capsys.readouterr().out.splitlines() if "switched │" in line or "pinned   │" in line
-    ]
+    out = capsys.readouterr().out
+    assert "as it was loaded, or with the factors' short ones" in " ".join(out.split())
+    rows = [line.split() for line in out.splitlines() if "switched │" in line or "pinned   │" in line]
     cells = {(row[0], row[2], row[4]): row[6:] for row in rows}
     assert len(cells) == 2 * 2 * 3
     for (contender, serving, _), numbers in cells.items():
@@ -99,7 +99,7 @@ def test_without_a_corpus_texts_are_random_tokens(tmp_path: Path) -> None:
 
 
 def test_a_killed_check_goes_on_where_it_was_and_measures_nothing_twice(finished: Path, tmp_path: Path) -> None:
-    run_dir, num_whole = tmp_path / "run", 5  # a text's two rows are parted
+    run_dir, num_whole = tmp_path / "run", 5
     assert main(arguments(run_dir)) == 0
     lines = (run_dir / LINES).read_bytes().splitlines(keepends=True)
     (run_dir / TABLE).unlink()
@@ -129,8 +129,14 @@ def test_a_switch_that_does_not_give_the_model_back_is_warned_of(
     with caplog.at_level(logging.WARNING):
         steps = list(RetentionCheck.build(config, loaded).steps(contender, set()))
     handle.remove()
+    told = [step.told for step in steps if step.num_units == 0 and step.told]  # before what they tell of
+    assert (told, bool(steps[1].rows), bool(steps[2].rows)) == (
+        [f"retention, {n} tokens" for n in (64, 256)],
+        False,
+        True,
+    )
     assert "yarn, random-0 at 64 tokens: after the switch back logits must be the original model's" in caplog.text
-    (switched, _) = steps[0].rows
+    (switched, _) = next(step.rows for step in steps if step.rows)
     assert switched.serving == "switched"
     assert switched.largest_difference is not None
     assert switched.largest_difference > 0.0
@@ -171,6 +177,8 @@ def test_a_corpus_that_is_shorter_than_the_window_is_refused(tmp_path: Path) -> 
     corpus = tmp_path / "book.txt"
     corpus.write_text("A few words. And more. " * 10)
     with pytest.raises(
-        ValueError, match=r"^the held-out part of \S+book\.txt must have 256 tokens for a text, got \d+"
+        ValueError,
+        match=r"^the held-out part of \S+book\.txt must have 256 tokens for a text, got \d+\. Give a longer corpus, or "
+        "none: random tokens are read then",
     ):
         RetentionCheck.build(configured(corpus=str(corpus)), model())
