@@ -11,7 +11,7 @@ from needles.generated import distractor_records, noise_records
 from needles.passage import Passage, Piece
 from needles.readers import Text, read_json_lines, read_parquet, read_plain_text, read_saved_dataset
 
-__all__ = ["DISTRACTORS", "NOISE", "SPLITS", "Passage", "Split", "Text", "read_split", "read_texts"]
+__all__ = ["DISTRACTORS", "NOISE", "SPLITS", "SUFFIXES", "Passage", "Split", "Text", "read_split", "read_texts"]
 
 Split = Literal["search", "validation", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -21,7 +21,8 @@ DISTRACTORS = "distractors"
 
 _PLAIN_SUFFIXES = (".txt", ".md")
 _JSON_SUFFIXES = (".jsonl", ".json")
-_SUFFIXES = (*_PLAIN_SUFFIXES, *_JSON_SUFFIXES, ".parquet")
+SUFFIXES = (*_PLAIN_SUFFIXES, *_JSON_SUFFIXES, ".parquet")
+"""Endings of files that can be a corpus."""
 
 _CYCLE: tuple[Split, ...] = ("search", "heldout", "search", "heldout", "validation")
 _SHARES: dict[Split, tuple[float, float]] = {"search": (0.0, 0.4), "validation": (0.4, 0.6), "heldout": (0.6, 1.0)}
@@ -104,10 +105,10 @@ def _read_folder(folder: Path, column: str) -> Iterator[Text]:
     if (folder / "state.json").exists():
         yield from read_saved_dataset(folder, column)
         return
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not files:
         raise ValueError(
-            f"a corpus folder must hold {', '.join(_SUFFIXES)} files or a saved dataset, got none in {folder}. "
+            f"a corpus folder must hold {', '.join(SUFFIXES)} files or a saved dataset, got none in {folder}. "
             "Give another folder."
         )
     for file in files:
@@ -122,7 +123,7 @@ def _read_file(path: Path, name: str, column: str) -> Iterator[Text]:
         return read_json_lines(path, name, column)
     if suffix == ".parquet":
         return read_parquet(path, name, column)
-    raise ValueError(f"a corpus file must end in {', '.join(_SUFFIXES)}, got {name}. Convert it or rename it.")
+    raise ValueError(f"a corpus file must end in {', '.join(SUFFIXES)}, got {name}. Convert it or rename it.")
 
 
 def _without_repeats(texts: Iterable[Text]) -> Iterator[Text]:
