@@ -19,8 +19,9 @@ $(VENV)/dev: $(BIN)/ropewalk
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(BIN)/ropewalk  ## Search factors for the embedded reference model (SEED=1 for another run)
-	@$(BIN)/ropewalk search --config search/configs/demo.yaml --seed $(SEED)
+demo: $(BIN)/ropewalk  ## Search factors for the embedded reference model, and fine-tune it with them (SEED=1 for another run)
+	@$(BIN)/python -m workers.reference.documents --out runs/demo-documents.jsonl --seed $(SEED)
+	@$(BIN)/ropewalk search --config search/configs/demo.yaml --seed $(SEED) --then-finetune search/configs/demo-finetune.yaml
 
 test: $(VENV)/dev  ## Run the tests
 	$(BIN)/python -m pytest

@@ -23,6 +23,13 @@ from results.report_parts.markup import counted, element, escaped, perplexity_te
 from results.report_parts.origins import duration, provenance_html, spending_html
 from results.report_parts.record import RunRecord
 from results.report_parts.search_progress import progress_html
+from results.report_parts.tuning_outcome import (
+    tuning_headline_html,
+    tuning_in_words,
+    tuning_state_html,
+    window_losses_html,
+)
+from results.report_parts.tuning_record import TuningRecord
 
 MOST_POINTS = 3000
 """Dots of all runs together, so that the file stays small."""
@@ -32,8 +39,8 @@ MARK = '<meta name="generator" content="ropewalk report">'
 """What tells a report from any other file."""
 
 
-Record: TypeAlias = RunRecord | EvaluationRecord
-"""A search or an evaluation."""
+Record: TypeAlias = RunRecord | EvaluationRecord | TuningRecord
+"""A search, an evaluation or a fine-tuning."""
 
 
 def report_html(records: Sequence[Record]) -> str:
@@ -85,6 +92,8 @@ def check_replaceable(path: Path) -> None:
 def _article(record: Record, records: Sequence[Record]) -> str:
     if isinstance(record, EvaluationRecord):
         return _evaluation_html(record, [one for one in records if isinstance(one, RunRecord)])
+    if isinstance(record, TuningRecord):
+        return _tuning_html(record)
     return _search_html(record, num_runs=len(records))
 
 
@@ -102,6 +111,16 @@ def _evaluation_html(record: EvaluationRecord, searches: Sequence[RunRecord]) ->
         f"{evaluation_state_html(record)}{evaluation_headline_html(record)}{ruler_html(record)}{grid_html(record)}"
         f"{window_html(record)}{texts_html(record)}{retention_html(record)}{harness_html(record)}"
         f"{contenders_html(record)}{factor_curves_html(record)}{effort_html(record)}{provenance_html(record)}</article>"
+    )
+
+
+def _tuning_html(record: TuningRecord) -> str:
+    window = f"{record.config.get('model')}, {_lengths(record)}"
+    return (
+        f"<article>{element('h2', _name(record))}"
+        f"{element('p', window, classes='small')}"
+        f"{tuning_state_html(record)}{tuning_headline_html(record)}{window_losses_html(record)}"
+        f"{provenance_html(record)}</article>"
     )
 
 
@@ -127,6 +146,7 @@ def _overview(records: Sequence[Record]) -> str:
         for record in records
         if isinstance(record, EvaluationRecord)
     ]
+    told += [f"{_name(record)}: {tuning_in_words(record)[0]}" for record in records if isinstance(record, TuningRecord)]
     return shown + (f"<ul>{''.join(element('li', one) for one in told)}</ul>" if told else "")
 
 
@@ -143,6 +163,8 @@ def _name(record: Record) -> str:
     model = Path(str(record.config.get("model"))).name
     if isinstance(record, EvaluationRecord):
         return f"Evaluation of {model}, {record.path.name}"
+    if isinstance(record, TuningRecord):
+        return f"Fine-tuning of {model}, {record.path.name}"
     return f"{model} to {record.config.get('target_length')} tokens, {record.path.name}"
 
 
@@ -150,6 +172,9 @@ def _lengths(record: Record) -> str:
     if isinstance(record, EvaluationRecord):
         lengths = str(record.config.get("lengths", "")).replace(",", ", ")
         return f"lengths {lengths} tokens, {counted(len(record.contenders), 'contender')}"
+    if isinstance(record, TuningRecord):
+        factors = record.factors
+        return "" if factors is None else f"{factors.original_length} to {factors.target_length} tokens"
     return f"{record.config.get('original_length')} to {record.config.get('target_length')} tokens"
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -31,13 +31,14 @@ from results.urls import without_password
 from search.config import FINGERPRINT, SearchConfig
 from search.evaluation.config import EvaluationConfig
 from search.export_config import ExportConfig
+from search.finetune.config import FinetuneConfig
 from search.import_config import ImportConfig
 from search.place import run_directory_path
 from search.verify_config import VerifyConfig
 
 DESCRIPTION = "Find the RoPE rescale factors that let a language model read beyond its training window."
 
-Config = TypeVar("Config", SearchConfig, EvaluationConfig, ExportConfig, ImportConfig, VerifyConfig)
+Config = TypeVar("Config", SearchConfig, EvaluationConfig, FinetuneConfig, ExportConfig, ImportConfig, VerifyConfig)
 
 RESUME = "--resume=true"
 FLAGS = ("--force", "--in-place", "--resume")
@@ -59,6 +60,12 @@ def build_search_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; later options win")
     parser.add_class_arguments(SearchConfig)
+    parser.add_argument(
+        "--then_finetune",
+        type=str,
+        default=None,
+        help="YAML file of `ropewalk finetune`, which follows with the factors",
+    )
     return parser
 
 
@@ -68,6 +75,19 @@ def _build_evaluation_parser() -> ArgumentParser:
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; later options win")
     parser.add_class_arguments(EvaluationConfig)
+    return parser
+
+
+def build_finetuning_parser() -> ArgumentParser:
+    """Return the parser of `ropewalk finetune`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _DashedParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Train a model on both windows, and measure it before and after.",
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of these options; later options win")
+    parser.add_class_arguments(FinetuneConfig)
     return parser
 
 
@@ -129,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsers = {
         "search": (build_search_parser(), "search factors for a target length"),
         "evaluate": (_build_evaluation_parser(), "measure factors on tasks"),
+        "finetune": (build_finetuning_parser(), "train a model with factors"),
         "export": (_build_export_parser(), "write factors for a serving engine"),
         "import": (_build_import_parser(), "read factors that exist"),
         "verify": (_build_verification_parser(), "check that engines rotate alike"),
@@ -163,9 +184,11 @@ def _run(options: Namespace) -> int:
 
     match options.command:
         case "search":
-            _search(config_of(SearchConfig))
+            _search(config_of(SearchConfig), given.then_finetune)
         case "evaluate":
             _evaluate(config_of(EvaluationConfig))
+        case "finetune":
+            _finetune(config_of(FinetuneConfig))
         case "export":
             _export(config_of(ExportConfig))
         case "import":
@@ -181,15 +204,33 @@ def _run(options: Namespace) -> int:
     return 0
 
 
-def _search(config: SearchConfig) -> None:
+def _search(config: SearchConfig, then_finetune: str | None) -> None:
+    after = None if then_finetune is None else _finetuning_after(config, then_finetune)
     from search.job import run_search  # imports torch: seconds that the help and a typing error should not take
     from workers.scorer import ClusterError
 
     _set_up_logging()
     try:
-        run_search(config)
+        summary = run_search(config)
     except ClusterError as error:
         raise ValueError(str(error)) from error
+    if after is not None:
+        run = summary.run_directory
+        _finetune(replace(after, factors=run, run_dir=str(Path(run) / "finetune")))
+
+
+def _finetuning_after(config: SearchConfig, path: str) -> FinetuneConfig:
+    """Return the fine-tuning that follows a search, whose factors are not there yet; a faulty one is refused now."""
+    if not Path(path).is_file():
+        raise ValueError(f"--then-finetune must be a YAML file, got {path}, which is none. Check the path.")
+    parser = build_finetuning_parser()
+    words = [f"--model={config.model}", f"--seed={config.seed}", f"--config={path}", "--factors=of the search"]
+    given = parser.instantiate(parser.parse_args(words))
+    found = FinetuneConfig(**{field.name: given[field.name] for field in fields(FinetuneConfig)})
+    missing = [source for source in found.sources.values() if not Path(source).exists()]
+    if missing:
+        raise ValueError(f"the data of {path} must exist, got {missing[0]}, which does not. Check the path.")
+    return found
 
 
 def _evaluate(config: EvaluationConfig) -> None:
@@ -197,6 +238,17 @@ def _evaluate(config: EvaluationConfig) -> None:
 
     _set_up_logging()
     run_evaluation(config)
+
+
+def _finetune(config: FinetuneConfig) -> None:
+    from search.finetune.run import run_finetune  # imports torch
+    from workers.scorer import ClusterError
+
+    _set_up_logging()
+    try:
+        run_finetune(config)
+    except ClusterError as error:
+        raise ValueError(str(error)) from error
 
 
 def _export(config: ExportConfig) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from results.report import Record, check_replaceable, write_report
 from results.report_parts.evaluation_record import is_evaluation, read_evaluation
 from results.report_parts.record import Candidate, RunRecord, read_record
+from results.report_parts.tuning_record import is_tuning, read_tuning
 from results.run_directory import RunDirectory
 from results.urls import without_password
 from search.journal import JOURNAL
@@ -25,7 +26,7 @@ def write_run_report(runs: Sequence[str | Path], output: str | Path) -> None:
     """Write the report of runs, and say where it is.
 
     Args:
-        runs: Run directories of searches and evaluations, one at least; finished or not.
+        runs: Run directories of searches, evaluations and fine-tunings, one at least; finished or not.
         output: HTML file to write; an older report there is replaced.
 
     Raises:
@@ -85,7 +86,9 @@ def read_candidates(path: Path) -> list[Candidate]:
 
 
 def _read(path: Path) -> Record:
-    return read_evaluation(path) if is_evaluation(path) else read_run(path)
+    if is_evaluation(path):
+        return read_evaluation(path)
+    return read_tuning(path) if is_tuning(path) else read_run(path)
 
 
 class _StudyError(Exception):

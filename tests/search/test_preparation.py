@@ -194,8 +194,14 @@ def test_lists_of_files_stand_beside_the_formulas_for_this_target_with_their_own
     llama3: ModelDescription, tmp_path: Path
 ) -> None:
     published = json.loads((ORACLES / "longrope2_llama3_8b.json").read_text())["long_factor"]
-    geometry = {"rotary_dim": 128, "base": 5e5, "original_length": 8192}
-    factors = RescaleFactors.from_list(published, **geometry, target_length=131_072, attention_temperature=1.25)
+    factors = RescaleFactors.from_list(
+        published,
+        rotary_dim=128,
+        base=5e5,
+        original_length=8192,
+        target_length=131_072,
+        attention_temperature=1.25,
+    )
     replace(factors, short_values=(1.5,) * 64).save(tmp_path / "published.json")
     (tmp_path / "first").mkdir()
     linear_factors(128, 5e5, original_length=8192, target_length=65_536).save(tmp_path / "first" / "factors.json")
