@@ -38,7 +38,7 @@ $(VENV)/engines: $(VENV)/dev
 		--disable-pip-version-check --constraint constraints.txt --editable '.[llama-cpp]'
 	@touch $@
 
-engines: $(VENV)/engines  ## Run the tests in serving engines; compiles llama.cpp first, about ten minutes
+engines: $(VENV)/engines  ## Run the tests in serving engines; compiles llama.cpp first, about ten minutes; ROPEWALK_SMOLLM2_GGUF=FILE for SmolLM2-135M too
 	$(BIN)/python -m pytest -m engines
 
 check: $(VENV)/dev  ## Lint, types, law of imports, docstrings

@@ -1,10 +1,13 @@
 """`ropewalk export`: writes what an engine reads, and says what to type and what is lost."""
 
+import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from results.atomic_file import write_text
 from results.export.engine import Engine, Export, SourceModel
@@ -17,6 +20,7 @@ from search.export_config import ExportConfig
 from search.export_source import read_source
 
 FACTORS = "factors.json"
+FRAGMENT = "config_fragment.json"
 MODELFILE = "Modelfile"
 
 
@@ -41,7 +45,7 @@ def run_export(config: ExportConfig) -> None:
         names, steps, notes = _write_gguf(config, factors)
     else:
         names, steps, notes = _write_texts(config, engine, factors)
-    folder = "" if config.out is None else shlex.quote(config.out)
+    folder = "" if config.out is None else shlex.quote(str(Path(config.out).expanduser()))  # no shell expands --out=~
     lines = [
         f"{engine.title}, {config.mode}: {factors.original_length} to {factors.target_length} tokens, "
         f"{len(factors.values)} factors, attention temperature {factors.attention_temperature:.6g}",
@@ -67,7 +71,7 @@ def read_factors(path: Path) -> tuple[Path | None, RescaleFactors]:
 
 
 def cost_note(run: Path | None, factors: RescaleFactors) -> str:
-    """Return what the long factors cost inside the original window, where the run measured it.
+    """Return what the long factors cost inside the original window, where the run measured these very factors.
 
     Args:
         run: Run directory.
@@ -77,16 +81,29 @@ def cost_note(run: Path | None, factors: RescaleFactors) -> str:
         ValueError: Its summary is damaged.
     """
     start = f"the long factors inside {factors.original_length} tokens cost, by needle perplexity there"
-    unknown = f"{start}: not measured; search, or ropewalk evaluate --tasks retention"
+    unknown = f"{start}: not measured"
     if run is None or not (run / SUMMARY).is_file():
         return unknown
     summary = Summary.from_json((run / SUMMARY).read_text(encoding="utf-8"))
     found = summary.winning_result
     unscaled = [result for result in summary.methods if result.name == "none" and _is_measured(result)]
-    if found.attention_temperature != factors.attention_temperature or not _is_measured(found) or not unscaled:
+    if not _is_winner(run, summary, factors) or not _is_measured(found) or not unscaled:
         return unknown
     own = min(unscaled, key=lambda result: abs(result.attention_temperature - 1.0))
     return f"{start}: {found.original_perplexity:.4f}, the unscaled model {own.original_perplexity:.4f}"
+
+
+def _is_winner(run: Path, summary: Summary, factors: RescaleFactors) -> bool:
+    """Return whether factors are those that won; a file of that name may have been replaced or edited since."""
+    won = summary.winning_result
+    theirs = (won.name, won.critical_dim, won.attention_temperature, summary.original_length, summary.target_length)
+    ours = (factors.method, factors.critical_dim, factors.attention_temperature)
+    if theirs != (*ours, factors.original_length, factors.target_length):
+        return False
+    if not (run / FRAGMENT).is_file():
+        return True
+    fragment = json.loads((run / FRAGMENT).read_text(encoding="utf-8"))
+    return bool(fragment["rope_scaling"]["long_factor"] == list(factors.values))
 
 
 def _is_measured(result: MethodResult) -> bool:
@@ -146,6 +163,20 @@ def _make(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder for what is written in the block, and take away what was made where nothing was written."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    _make(folder)
+    try:
+        yield
+    except (ValueError, OSError):
+        with suppress(OSError):  # one that holds something stays
+            for path in missing:
+                path.rmdir()
+        raise
+
+
 def _unwritable(folder: Path, error: OSError) -> ValueError:
     return ValueError(
         f"--out must be a folder that can be written to, got {folder}: {error.strerror}. Choose another folder."
@@ -158,21 +189,22 @@ def _write_gguf(config: ExportConfig, factors: RescaleFactors) -> tuple[list[str
     assert config.model is not None
     source = Path(config.model).expanduser()
     if config.in_place:
-        notes = write_gguf(source, source, factors, config.mode, force=config.force, in_place=True)
-        return [str(source)], [], notes
+        told = write_gguf(source, source, factors, config.mode, force=config.force, in_place=True)
+        return [str(source)], told.steps, told.notes
     assert config.out is not None
     folder = Path(config.out).expanduser()
     target = folder / source.name
     texts: dict[str, str] = {}
-    steps: list[str] = []
+    engine: Literal["llama.cpp", "ollama"] = "llama.cpp"
     if config.to == "ollama":
+        engine = "ollama"
         texts = {MODELFILE: f"FROM ./{source.name}\nPARAMETER num_ctx {factors.target_length}\n"}
-        steps = [f"ollama create NAME -f {{folder}}/{MODELFILE}"]
     _check_absent(folder, [target.name, *texts], force=config.force)
-    _make(folder)
-    try:
-        notes = write_gguf(source, target, factors, config.mode, force=config.force, in_place=False)
-    except PermissionError as error:
-        raise _unwritable(folder, error) from error
-    _write_files(folder, texts, [], by_link=False)
-    return [str(target), *(str(folder / name) for name in texts)], steps, notes
+    with _made(folder):
+        try:
+            told = write_gguf(source, target, factors, config.mode, force=config.force, in_place=False, engine=engine)
+        except PermissionError as error:
+            raise _unwritable(folder, error) from error
+        _write_files(folder, texts, [], by_link=False)
+    created = [f"ollama create NAME -f {{folder}}/{name}" for name in texts]
+    return [str(target), *(str(folder / name) for name in texts)], [*told.steps, *created], told.notes

@@ -29,7 +29,7 @@ def read_source(name: str, factors: RescaleFactors) -> Source:
         ValueError: There is no such model, its config.json is none or nested, it does not rotate alike in all layers,
             or the factors are for another rotation.
     """
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         raise ValueError(
             f"--model must be a folder or hub id for this engine, got the GGUF file {name}. Use --to llama.cpp."
         )
@@ -40,7 +40,8 @@ def read_source(name: str, factors: RescaleFactors) -> Source:
     if isinstance(config.get("text_config"), dict):
         raise ValueError(
             f"the model must keep its rotation at the top of config.json, got {name} with a text_config inside it. "
-            "Export without --model and merge the fragment there by hand."
+            "Export without --model and put the entries that are written inside its text_config by hand; as overrides: "
+            '{"text_config": {...}}.'
         )
     return Source(model=_checked(name, folder, config, factors), folder=folder)
 
@@ -75,7 +76,7 @@ def _checked(name: str, folder: Path, config: dict[str, object], factors: Rescal
             f"got rotary_dim {factors.rotary_dim} and base {factors.base:g}. Were they made for another model?"
         )
     return SourceModel(
-        name=name,
+        name=str(folder) if Path(name).expanduser().is_dir() else name,  # commands are printed with it
         config=config,
         model_type=str(config.get("model_type", "")),
         partial_rotary_factor=geometry.partial_rotary_factor,

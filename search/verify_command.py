@@ -9,6 +9,7 @@ from pathlib import Path
 
 from results.export.engine import Export, SourceModel
 from results.export.engines import ENGINES
+from results.export.huggingface import check_start_tokens
 from results.parity import UNVERIFIED, ParityRow, parity_text
 from rope.factors import RescaleFactors
 from search.export_command import read_factors
@@ -52,6 +53,8 @@ WIDTH = 160
 def run_verification(config: VerifyConfig) -> int:
     """Verify engines, print the table, and return 1 if one rotates otherwise, else 0.
 
+    0 is no word that all rotate alike: those that could not be verified here are none that was found to differ.
+
     Args:
         config: What to verify.
 
@@ -62,6 +65,7 @@ def run_verification(config: VerifyConfig) -> int:
     names = _engine_names(config)
     folder = _packages(config)
     _, factors = read_factors(Path(config.factors).expanduser())
+    check_start_tokens(factors.num_start_tokens)
     source = None if config.model is None else _source(config.model, factors)
     rows = [row for name in names if name != LLAMA_CPP for row in _rotations(name, config, factors, source, folder)]
     if config.model is not None and source is not None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """A comparison of serving engines' rotation with Ropewalk's.
+    """A comparison of serving engines' rotation with Ropewalk's; ends with 1 where one was found to differ, else 0.
 
     Raises:
         ValueError: The same engine is named twice.

@@ -26,6 +26,8 @@ def version_4_entries(
     """Return the entries as transformers 4 spells them, `type` alone, which every engine but transformers 5 needs.
 
     The original length stands at the top, where ExLlamaV2 and TensorRT-LLM look, and inside, where mlx-lm does.
+    `factor` and `attention_factor`, which none of these engines reads, keep the target length and the temperature
+    where another window is declared.
 
     Args:
         factors, lists, source: What to export, and the model.
@@ -37,6 +39,8 @@ def version_4_entries(
         "type": "longrope",
         "short_factor": lists.short,
         "long_factor": lists.long,
+        "factor": factors.scale,
+        "attention_factor": factors.attention_temperature,
         "original_max_position_embeddings": factors.original_length,
         **(extra or {}),
     }

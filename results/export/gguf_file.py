@@ -1,9 +1,9 @@
 """Factors in a GGUF file: written into a copy of a model for llama.cpp and what is built on it, and read back."""
 
 import errno
-import shlex
 import shutil
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import gguf
 import numpy as np
@@ -12,6 +12,7 @@ from results.atomic_file import replacing
 from results.export.engine import Mode
 from results.export.gguf_architectures import check_architecture
 from results.export.gguf_container import GgufFile, copy_size, open_gguf, write_copy
+from results.export.gguf_notes import llama_cpp_notes, llama_cpp_steps, ollama_notes
 from rope.factors import RescaleFactors
 
 LONG = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FACTORS_LONG] + ".weight"
@@ -24,24 +25,47 @@ OLD_FACTOR = "rope.scale_linear"
 ORIGINAL_LENGTH = "rope.scaling.original_context_length"
 TEMPERATURE = "rope.scaling.attn_factor"
 TARGET_LENGTH = "context_length"
-CONTEXT_STEP = 256
-"""llama.cpp rounds the length of a context up to a multiple of this."""
 DEFAULT_BASE = 10000.0
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
-Lists = tuple[tuple[float, ...], tuple[float, ...]]
+
+class Told(NamedTuple):
+    """What the user of a written file should know."""
+
+    steps: tuple[str, ...]
+    """What to type, a line each."""
+    notes: tuple[str, ...]
+    """What was replaced, then what the engine does otherwise than Ropewalk, a sentence each."""
+
+
+class _Lists(NamedTuple):
+    """What a file is given; the lists in 32-bit floats."""
+
+    long: tuple[float, ...]
+    short: tuple[float, ...]
+    short_temperature: float
+    """What should multiply cos and sin with the short list."""
+    short_origin: str = ""
+    """What in the file the short list was made of; empty where it is none of the file's."""
 
 
 def write_gguf(
-    source: Path, target: Path, factors: RescaleFactors, mode: Mode, *, force: bool, in_place: bool
-) -> tuple[str, ...]:
+    source: Path,
+    target: Path,
+    factors: RescaleFactors,
+    mode: Mode,
+    *,
+    force: bool,
+    in_place: bool,
+    engine: Literal["llama.cpp", "ollama"] = "llama.cpp",
+) -> Told:
     """Write a copy of a GGUF model that rotates with the factors; every weight is copied as it is.
 
     The copy needs the disk space of the model, and little memory. It appears whole or not at all. Every key of the
     file's own RoPE scaling is replaced; no other key changes but the context length.
 
     In mode dual the short list is `factors.short_values`, or else the rotation that the file had inside its original
-    window: its own short list, Llama 3.1's rope_freqs, or ones.
+    window: its own short list, Llama 3.1's rope_freqs, or ones, each times its linear factor.
 
     Args:
         source: GGUF file of a model.
@@ -50,14 +74,15 @@ def write_gguf(
         mode: dual: long and short list; pinned: the long list as both.
         force: Whether an existing target, and a scaling that the file has already, may be replaced.
         in_place: Whether source and target may be the same file; it is still replaced whole.
+        engine: Whose user is told what to type.
 
     Returns:
-        What to type, then what llama.cpp does otherwise than Ropewalk, a sentence each.
+        What to type, and what the engine does otherwise than Ropewalk.
 
     Raises:
         ValueError: The source is no whole little-endian GGUF file, of an architecture that does not rotate with two
-            lists, already scaled, or for other factors; the factors keep start tokens or do not fit 32-bit floats;
-            the target exists, is the source, cannot be written, or does not fit the disk.
+            lists, already scaled, by YaRN in mode dual, or for other factors; the factors keep start tokens or do not
+            fit 32-bit floats; the target exists, is the source, cannot be written, or does not fit the disk.
         OSError: The disk failed while the file was written.
 
     Source: ggml-org/llama.cpp 0c1e57098, `src/llama-model.cpp`, `src/llama-context.cpp`.
@@ -72,11 +97,17 @@ def write_gguf(
             f"{source}: the GGUF must not be scaled, got one that is already scaled ({scaling}). "
             "--force replaces its scaling; the unscaled model is the better source."
         )
-    long, short = _lists(model, factors, mode)
+    lists = _lists(model, factors, mode)
     target = target.resolve()
     _check_space(model, target)
-    _write(model, target, factors, long=long, short=short)
-    return (*_steps(target, factors, mode), *_replaced(model, factors, mode, scaling), *_notes(factors, mode))
+    _write(model, target, factors, lists)
+    replaced = _replaced(model, scaling, lists)
+    if engine == "ollama":
+        return Told((), (*replaced, *ollama_notes(factors, mode, lists.short_temperature)))
+    return Told(
+        llama_cpp_steps(target, factors, mode, lists.short_temperature),
+        (*replaced, *llama_cpp_notes(factors, mode, lists.short_temperature)),
+    )
 
 
 def read_gguf_factors(path: str | Path) -> RescaleFactors:
@@ -211,20 +242,31 @@ def _named_scaling(model: GgufFile) -> str:
     return f", and is scaled otherwise ({scaling})" if scaling else ""
 
 
-def _lists(model: GgufFile, factors: RescaleFactors, mode: Mode) -> Lists:
-    """Return the long and the short list in 32-bit floats."""
+def _lists(model: GgufFile, factors: RescaleFactors, mode: Mode) -> _Lists:
     long = _as_float32(factors.values)
     if mode == "pinned":
-        return long, long
-    if factors.short_values is not None:
-        return long, _as_float32(factors.short_values)
-    return long, _own_short_list(model) or (1.0,) * len(long)
+        return _Lists(long, long, factors.attention_temperature)
+    if factors.short is not None:
+        return _Lists(long, _as_float32(factors.short.values), factors.short_attention_temperature)
+    return _own_rotation(model, long)
 
 
-def _own_short_list(model: GgufFile) -> tuple[float, ...] | None:
-    """Return the factors that a file has inside its original window; a pinned file does not tell them any more."""
-    short = model.float_list(SHORT)
-    return short if short and short != model.float_list(LONG) else model.float_list(ALWAYS)
+def _own_rotation(model: GgufFile, long: tuple[float, ...]) -> _Lists:
+    """Return as the short list how a file rotates inside its original window, at the temperature that it has there."""
+    if model.value(TYPE) == "yarn":
+        raise ValueError(
+            f"{model.path}: the GGUF's own scaling must be none, linear or lists to be kept inside its window, got "
+            "yarn. Use --mode pinned, or give factors that bring short_values."
+        )
+    linear, short, always = _linear_factor(model), model.float_list(SHORT), model.float_list(ALWAYS)
+    # A pinned file does not tell any more how it rotated before, nor at which temperature
+    is_pinned = short is not None and short == model.float_list(LONG)
+    temperature = 1.0 if is_pinned else model.number(TEMPERATURE) or 1.0
+    found = [(SHORT, short)] if short and not is_pinned else [(ALWAYS, always)] if always else []
+    origin = [name for name, _ in found] + ([] if linear == 1 else [f"linear, factor {linear:g}"])
+    own = found[0][1] if found else None
+    values = [value * linear for value in own or (1.0,) * len(long)]
+    return _Lists(long, _as_float32(tuple(values)), temperature, " times ".join(origin))
 
 
 def _as_float32(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -238,9 +280,7 @@ def _as_float32(values: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(rounded.tolist())
 
 
-def _write(
-    model: GgufFile, target: Path, factors: RescaleFactors, *, long: tuple[float, ...], short: tuple[float, ...]
-) -> None:
+def _write(model: GgufFile, target: Path, factors: RescaleFactors, lists: _Lists) -> None:
     prefix = f"{model.architecture}."
     own = [key for key in model.packed_keys if key.startswith(f"{prefix}rope.scaling.") or key == prefix + OLD_FACTOR]
     try:
@@ -255,7 +295,7 @@ def _write(
                     prefix + ORIGINAL_LENGTH: factors.original_length,
                     prefix + TEMPERATURE: factors.attention_temperature,
                 },
-                tensors={LONG: long, SHORT: short},
+                tensors={LONG: lists.long, SHORT: lists.short},
             )
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -265,51 +305,10 @@ def _write(
         ) from error
 
 
-def _steps(target: Path, factors: RescaleFactors, mode: Mode) -> list[str]:
-    model = shlex.quote(str(target))
-    border = factors.original_length // CONTEXT_STEP * CONTEXT_STEP
-    steps = [f"llama-server -m {model} -c {factors.target_length}   # up to {factors.target_length} tokens"]
-    if mode == "dual" and border:
-        remedy = factors.short_attention_temperature / factors.attention_temperature
-        temperature = "" if remedy == 1 else f" --yarn-attn-factor {remedy:.9g}"
-        steps.append(f"llama-server -m {model} -c {border}{temperature}   # short factors")
-    return steps
-
-
-def _replaced(model: GgufFile, factors: RescaleFactors, mode: Mode, scaling: str) -> list[str]:
+def _replaced(model: GgufFile, scaling: str, lists: _Lists) -> tuple[str, ...]:
     notes = [f"The file's own scaling ({scaling}) was replaced."] if scaling else []
-    if mode == "dual" and factors.short_values is None and _own_short_list(model):
-        own = ALWAYS if SHORT not in model.tensors else SHORT
-        notes.append(f"The short list is the file's own rotation inside its original window ({own}).")
+    if lists.short_origin:
+        notes.append(f"The short list is the file's own rotation inside its original window ({lists.short_origin}).")
     elif ALWAYS in model.tensors:
         notes.append(f"The file's own rotation at every length ({ALWAYS}) was removed; the lists replace it.")
-    return notes
-
-
-def _notes(factors: RescaleFactors, mode: Mode) -> list[str]:
-    original, temperature = factors.original_length, factors.attention_temperature
-    notes = []
-    if mode == "pinned":
-        notes.append("Both lists are the long one: short prompts rotate with it too.")
-    else:
-        notes += [
-            f"llama.cpp chooses once per context, not per prompt: the long list where -c is above {original}, however "
-            "short the prompt, else the short one. With --no-kv-unified, -c divided by -np is what counts.",
-            "Always give -c: without it llama-server fits the context to free memory, and with that the list; "
-            "llama-cpp-python's n_ctx is 512, the short list, unless given (0: the target length).",
-        ]
-        if original % CONTEXT_STEP:
-            below = original // CONTEXT_STEP * CONTEXT_STEP
-            notes.append(
-                f"The original length {original} is no multiple of {CONTEXT_STEP}, to which llama.cpp rounds -c up: "
-                f"-c {original} takes the long list, {f'-c {below} or less' if below else 'and no -c'} the short one."
-            )
-        if temperature != factors.short_attention_temperature:
-            notes.append(
-                f"llama.cpp has one attention temperature for both lists, {temperature:g}: with the short list, "
-                f"--yarn-attn-factor {factors.short_attention_temperature / temperature:.9g} (yarn_attn_factor in "
-                "llama-cpp-python) gives the model inside its original window back."
-            )
-    if temperature != 1:
-        notes.append("Leave --context-shift off: each shift multiplies cached keys by the attention temperature again.")
-    return notes
+    return tuple(notes)

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from results.export.engine import Mode, SourceModel
 from results.export.huggingface import check_start_tokens
+from results.imports.huggingface_config import longrope_short_window
 from rope.factors import RescaleFactors
 from rope.geometry import check_number
 from rope.llama3 import llama3_factors
-from rope.temperature import longrope_temperature
 
 
 class ExportedLists(NamedTuple):
@@ -62,11 +62,12 @@ def _own_scaling(factors: RescaleFactors, config: Mapping[str, object]) -> tuple
         if kind in ("default", "dynamic", None):  # dynamic NTK leaves the original window alone
             return [1.0] * num_pairs, 1.0
         if kind == "linear":
+            check_number("factor in config.json", scaling["factor"], above=0.0)
             return [float(scaling["factor"])] * num_pairs, 1.0
         if kind == "llama3":
             return _llama3_list(factors, scaling), 1.0
         if kind in ("longrope", "su"):
-            return _longrope_list(factors, scaling, config)
+            return _longrope_list(factors, config)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"the model's own {kind} scaling must be whole, got a fault in config.json: {error}."
@@ -95,22 +96,8 @@ def _llama3_list(factors: RescaleFactors, scaling: Mapping[str, object]) -> list
     return list(scaled.values)
 
 
-def _longrope_list(
-    factors: RescaleFactors, scaling: Mapping[str, object], config: Mapping[str, object]
-) -> tuple[list[float], float]:
-    """Return the model's own short list, and the temperature that transformers gives both of its windows."""
-    short = scaling["short_factor"]
-    assert isinstance(short, list)
+def _longrope_list(factors: RescaleFactors, config: Mapping[str, object]) -> tuple[list[float], float]:
+    short, temperature = longrope_short_window(config)
     if len(short) != len(factors.values):
         raise ValueError(f"short_factor in config.json must have {len(factors.values)} entries, got {len(short)}.")
-    given = scaling.get("attention_factor")
-    if isinstance(given, int | float):
-        return [float(value) for value in short], float(given)
-    original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
-    longest = config.get("max_position_embeddings")
-    if not isinstance(original, int) or not isinstance(longest, int):
-        raise ValueError(
-            "a longrope config.json must say max_position_embeddings and original_max_position_embeddings, got "
-            f"{longest} and {original}. Add them."
-        )
-    return [float(value) for value in short], longrope_temperature(max(1.0, longest / original), original)
+    return [float(value) for value in short], temperature

@@ -51,6 +51,31 @@ def import_config(config: Mapping[str, object], given: Given) -> Imported:
     return formula(rope, given)
 
 
+def longrope_short_window(config: Mapping[str, object]) -> tuple[tuple[float, ...], float]:
+    """Return how a longrope model rotates inside its original window: its short list, and the temperature there.
+
+    Args:
+        config: Its config.json.
+
+    Returns:
+        As `import_config` reads them.
+
+    Raises:
+        ValueError: The list is none, or neither temperature nor windows are said.
+    """
+    rope = rope_config(config)
+    short = numbers_of_json("short_factor in config.json", rope.parameters.get("short_factor"))
+    original_length, target_length, _ = _windows(rope)
+    (_, temperature), _ = _temperatures(rope, original_length, target_length)
+    is_said = rope.number("attention_factor") is not None or rope.number("short_mscale") is not None
+    if not is_said and (original_length is None or target_length is None):
+        raise ValueError(
+            "a longrope config.json must say max_position_embeddings and original_max_position_embeddings, got "
+            f"{target_length} and {original_length}. Add them."
+        )
+    return short, temperature
+
+
 def _longrope_of(rope: RopeConfig, given: Given) -> Imported:
     for name in ("long_factor", "short_factor"):
         if rope.parameters.get(name) is None:
@@ -62,7 +87,7 @@ def _longrope_of(rope: RopeConfig, given: Given) -> Imported:
     rotary_dim = rope.rotary_dim(given, num_pairs=len(long))
     check_length("long_factor", long, rotary_dim)
     check_length("short_factor", short, rotary_dim)
-    original_length, target_length = _windows(rope)
+    original_length, target_length, window_notes = _windows(rope)
     temperatures, notes = _temperatures(
         rope, original_length or given.original_length, target_length or given.target_length
     )
@@ -77,17 +102,29 @@ def _longrope_of(rope: RopeConfig, given: Given) -> Imported:
         short_attention_temperature=temperatures[1],
         method="imported",
     )
-    return Imported(factors=factors, form="a Hugging Face configuration, longrope", notes=(*rope.notes, *notes))
+    return Imported(
+        factors=factors, form="a Hugging Face configuration, longrope", notes=(*rope.notes, *window_notes, *notes)
+    )
 
 
-def _windows(rope: RopeConfig) -> tuple[int | None, int | None]:
-    """Return the original and the target window in tokens, as far as the configuration says them."""
+def _windows(rope: RopeConfig) -> tuple[int | None, int | None, list[str]]:
+    """Return the original and the target window in tokens, as far as the configuration says them, and what to say."""
     original_length, longest, factor = rope.original_length(), rope.longest(), rope.number("factor")
     if original_length is None and longest is not None and factor is not None:
-        return longest, int(longest * factor)  # transformers takes max_position_embeddings for the original window here
+        # transformers takes max_position_embeddings for the original window here
+        return longest, int(longest * factor), []
     if longest is None and original_length is not None and factor is not None:
-        return original_length, int(original_length * factor)
-    return original_length, longest
+        return original_length, int(original_length * factor), []
+    if original_length is None or longest is None or factor is None or rope.number("attention_factor") is None:
+        return original_length, longest, []
+    # Both are said, so that no temperature hangs on max_position_embeddings here; engines without a key for it do
+    target_length = round(original_length * factor)
+    note = (
+        f"max_position_embeddings is {longest}, but factor makes {target_length} tokens of {original_length}: these "
+        "are imported, since exports for engines that compute the attention temperature declare another window. Or "
+        f"give --target-length {longest}."
+    )
+    return original_length, target_length, [] if target_length == longest else [note]
 
 
 def _temperatures(

@@ -64,7 +64,7 @@ def _file(path: Path) -> Path:
 
 
 def _import_file(path: Path, given: Given) -> Imported:
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         from results.export.gguf_file import read_gguf_factors  # imports gguf, which only this form needs
 
         factors = read_gguf_factors(path)

@@ -158,7 +158,7 @@ def test_the_option_that_the_notes_name_gives_the_original_model_back_at_another
     source: Path, reference: LoadedModel, tokens: list[int], tmp_path: Path
 ) -> None:
     factors = replace(FACTORS, short_values=None, short_attention_temperature=1.0)
-    notes = write_gguf(source, tmp_path / "warm.gguf", factors, "dual", force=False, in_place=False)
+    notes = write_gguf(source, tmp_path / "warm.gguf", factors, "dual", force=False, in_place=False).notes
     option = next(note for note in notes if "yarn-attn-factor" in note).split("--yarn-attn-factor ")[1].split()[0]
     ids = tokens[:BELOW]
     plain = of_transformers(reference, ids, None)

@@ -1,7 +1,6 @@
 """`ropewalk export`: what is written loads and computes what Ropewalk does, and what cannot be exported is refused."""
 
 import json
-import math
 import os
 import sys
 from dataclasses import replace
@@ -13,7 +12,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from results.summary import MethodResult, Summary
 from rope.factors import RescaleFactors
 from rope.methods import METHODS
 from search.cli import main
@@ -198,63 +196,20 @@ def test_the_output_says_files_steps_and_what_is_lost(
         f"next: vllm serve {REFERENCE} --max-model-len 1024 "
         f"--hf-overrides \"$(cat '{tmp_path}/out folder'/vllm_overrides.json)\""
     )
-    assert any(line.endswith("not measured; search, or ropewalk evaluate --tasks retention") for line in lines)
+    assert any(line.endswith("by needle perplexity there: not measured") for line in lines)
 
 
-def run_directory(folder: Path, factors: RescaleFactors, *, is_measured: bool = True) -> Path:
-    """Return a run directory with factors and a summary whose perplexities at the original length are known."""
-
-    def result(name: str, perplexity: float, original: float, temperature: float) -> MethodResult:
-        return MethodResult(
-            name=name,
-            kind="formula",
-            critical_dim=None,
-            attention_temperature=temperature,
-            search_perplexity=perplexity,
-            heldout_perplexity=perplexity,
-            original_perplexity=original if is_measured else math.nan,
-        )
-
-    summary = Summary(
-        model="m",
-        original_length=WINDOW,
-        target_length=4 * WINDOW,
-        seed=0,
-        num_document_forwards=1,
-        num_search_forwards=1,
-        seconds=1.0,
-        run_directory=str(folder),
-        methods=(result("none", 90.0, 1.5, 1.2), result("none", 80.0, 1.25, 1.0), result("yarn", 2.0, 1.75, 1.2)),
-    )
-    folder.mkdir()
-    factors.save(folder / "factors.json")
-    (folder / "summary.json").write_text(summary.to_json(), encoding="utf-8")
-    return folder
-
-
-def test_pinned_says_what_a_run_measured_that_it_costs(
-    tmp_path: Path, factors: RescaleFactors, capsys: pytest.CaptureFixture[str]
+def test_printed_commands_name_the_folders_that_a_tilde_stands_for(
+    tmp_path: Path, factors_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_directory(tmp_path / "run", factors)
-    told = "inside 256 tokens cost, by needle perplexity there: 1.7500, the unscaled model 1.2500"
-    for named in (run, run / "factors.json"):
-        assert export(named, "transformers", tmp_path / "out", "--mode=pinned", "--force") == 0
-        assert told in capsys.readouterr().out
-    assert export(run, "mlx", tmp_path / "out", "--force") == 0  # always long
-    assert told in capsys.readouterr().out
-    assert export(run, "transformers", tmp_path / "out", "--force") == 0
-    assert "needle perplexity" not in capsys.readouterr().out
-
-
-def test_a_cost_that_was_not_measured_is_no_number(
-    tmp_path: Path, factors: RescaleFactors, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = run_directory(tmp_path / "run", factors, is_measured=False)
-    export(run, "transformers", tmp_path / "out", "--mode=pinned")
-    assert "not measured; search, or" in capsys.readouterr().out
-    other = run_directory(tmp_path / "other", factors.with_temperature(1.3))  # not those of the summary
-    export(other, "transformers", tmp_path / "out", "--mode=pinned", "--force")
-    assert "not measured; search, or" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_llama(tmp_path / "tiny")
+    capsys.readouterr()
+    assert export(factors_file, "vllm", Path("~/out"), model=Path("~/tiny")) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert "~" not in command
+    assert f"vllm serve {tmp_path}/tiny " in command
+    assert f"$(cat {tmp_path}/out/vllm_overrides.json)" in command
 
 
 def test_what_is_there_is_refused_and_with_force_replaced(
@@ -325,6 +280,7 @@ def test_factors_that_are_not_for_the_model_are_refused(
     [
         ("{", "config.json must be JSON, got text that is not"),
         ('{"text_config": {}}', "the model must keep its rotation at the top of config.json, got"),
+        ('{"text_config": {}}', 'inside its text_config by hand; as overrides: {"text_config": {...}}.'),
         ('{"model_type": "gpt2"}', "the model must have rotary position embeddings (RoPE)"),
         (
             '{"model_type": "gemma3_text", "head_dim": 32, "layer_types": ["sliding_attention", "full_attention"], '
@@ -368,7 +324,7 @@ def test_models_that_no_engine_reads_factors_for_are_refused(
             "--weights copy must come with --model and an",
         ),
         (
-            ["--to=vllm", "--out=out", "--model=m.gguf"],
+            ["--to=vllm", "--out=out", "--model=m.GGUF"],
             "--model must be a folder or hub id for this engine, got",
         ),
         (

@@ -77,4 +77,24 @@ def test_what_is_no_gguf_is_refused_and_leaves_no_folder_with_files(
     (tmp_path / "tiny.gguf").write_bytes(b"no model")
     assert main([*arguments, "--to=llama.cpp", f"--out={tmp_path / 'out'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert not list((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "out", tmp_path / "there" / "out"):
+        assert main([*arguments, "--to=ollama", f"--out={out}"]) == 2
+    assert not (tmp_path / "new").exists()
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_what_to_type_is_told_as_the_next_steps(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for to, commands in (
+        ([f"--out={tmp_path / 'a'}", "--to=llama.cpp"], ["llama-server -m", "llama-server -m"]),
+        ([f"--out={tmp_path / 'b'}", "--to=ollama"], ["ollama create"]),
+        (["--in-place", "--to=llama.cpp"], ["llama-server -m", "llama-server -m"]),
+    ):
+        assert main([*arguments, *to]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        steps = [line.removeprefix("next: ") for line in lines if line.startswith("next: ")]
+        assert [" ".join(step.split()[:2]) for step in steps] == commands
+        assert not [line for line in lines if line.startswith("note: llama-server")]

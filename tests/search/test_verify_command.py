@@ -57,11 +57,15 @@ def test_what_cannot_be_verified_says_why_and_is_no_difference(
 def test_factors_that_an_engine_cannot_be_given_are_not_verified(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path = saved(tmp_path, 0.9)
+    assert run_verification(VerifyConfig(factors=path, engines="mlx")) == 0
+    assert "mlx not verified here: " in " ".join(capsys.readouterr().out.split())
+
+
+def test_factors_that_no_engine_can_rotate_with_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, start_tokens=4)
-    assert run_verification(VerifyConfig(factors=path, engines="transformers")) == 0
-    assert "not verified here: it cannot be exported to: exported factors must have num_start_tokens 0" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    with pytest.raises(ValueError, match="exported factors must have num_start_tokens 0, got 4: no engine keeps"):
+        run_verification(VerifyConfig(factors=path, engines="tensorrt-llm,llama.cpp"))
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ class ParityEngine:
     """How it is started."""
     imports: tuple[str, ...] = ()
     """Packages that its own code imports, to be found where it was found."""
+    beside: tuple[str, ...] = ()
+    """Packages that it is tried with where they lie unzipped and the installed ones do not do."""
     architecture: str = "llama"
     """model_type of the configuration that is made up where no model is given."""
     reasons: Reasons = _UNKNOWN
@@ -85,6 +87,7 @@ PARITY_ENGINES: Mapping[str, ParityEngine] = {
         module=_PARITY + "transformers_rotation",
         settings=_one,
         imports=("transformers",),
+        beside=("huggingface_hub", "tokenizers"),  # transformers 4 and 5 need different ones
         runs_here=True,
         reasons=Reasons(temperature=_ONE_TEMPERATURE),
     ),

@@ -237,7 +237,7 @@ def llama_cpp_logits(
         return logits
 
 
-GgufWriter = Callable[..., tuple[str, ...]]
+GgufWriter = Callable[..., object]
 """`results.export.gguf_file.write_gguf`."""
 
 

@@ -6,6 +6,7 @@ Run as a program, this file is the other end: it reads probes and writes rotatio
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ LIMIT_SECONDS = 1800
 
 
 class EngineError(RuntimeError):
-    """The engine's code could not be run here; the message is its last line."""
+    """The engine's code could not be run here; the message is the last line that names an error, else the last."""
 
 
 def rotations(module: str, probe: Probe, *, search_paths: Sequence[Path] = ()) -> list[Rotation]:
@@ -71,7 +72,9 @@ def ask(program: str, arguments: Sequence[str], question: str, *, search_paths: 
         raise EngineError(f"no answer in {LIMIT_SECONDS} seconds") from error
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     if done.returncode or not done.stdout.strip():
-        raise EngineError(lines[-1].strip()[:300] if lines else f"its process ended with {done.returncode}")
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)]
+        last = (errors or lines or [f"its process ended with {done.returncode}"])[-1]
+        raise EngineError(last.strip()[:300])
     return done.stdout.splitlines()[-1]
 
 

@@ -132,7 +132,14 @@ def verify_engine(
 
 def _asked(engine: ParityEngine, package: EnginePackage, folder: Path | None, probe: Probe) -> list[Rotation]:
     if not engine.runs_here or _is_unzipped(package, folder):
-        return rotations(engine.module, probe, search_paths=_search_paths(engine, package, folder))
+        paths = _search_paths(engine.imports, package, folder)
+        others = _search_paths((*engine.imports, *engine.beside), package, folder)
+        try:
+            return rotations(engine.module, probe, search_paths=paths)
+        except EngineError:
+            if others == paths:
+                raise
+            return rotations(engine.module, probe, search_paths=others)
     try:
         found: list[Rotation] = importlib.import_module(engine.module).rotate(probe)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -183,12 +190,12 @@ def _is_unzipped(package: EnginePackage, folder: Path | None) -> bool:
     return folder is not None and package.root.is_relative_to(folder)
 
 
-def _search_paths(engine: ParityEngine, package: EnginePackage, folder: Path | None) -> list[Path]:
+def _search_paths(names: Sequence[str], package: EnginePackage, folder: Path | None) -> list[Path]:
     """Return where an unzipped engine's imports are found before those that are installed."""
     if folder is None or not _is_unzipped(package, folder):
         return []
     places = [package.search_path, folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    found = [next((place for place in places if _holds_files(place / name)), None) for name in engine.imports]
+    found = [next((place for place in places if _holds_files(place / name)), None) for name in names]
     return list(dict.fromkeys(place for place in found if place is not None))
 
 

@@ -43,6 +43,8 @@ def test_config_json_is_the_models_with_the_rotation_spelled_as_these_engines_re
             "type": "longrope",  # ExLlamaV2 refuses rope_type beside it
             "short_factor": [1.0] * 8,
             "long_factor": [1.0, 1.5, 2.25, 3.4, 5.0, 5.5, 6.25, 7.75],
+            "factor": 4.0,  # this and the next for our import; the engines read neither
+            "attention_factor": FORMULA_TEMPERATURE,
             "original_max_position_embeddings": 32,  # mlx-lm reads it here alone
         },
     }

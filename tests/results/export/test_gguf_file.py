@@ -74,7 +74,7 @@ def floats(*values: float) -> npt.NDArray[np.generic]:
 def write(source: Path, factors: RescaleFactors = FACTORS, **options: object) -> tuple[str, ...]:
     target = options.get("target", source.with_name("scaled.gguf"))
     assert isinstance(target, Path)
-    return write_gguf(
+    told = write_gguf(
         source,
         target,
         factors,
@@ -82,6 +82,7 @@ def write(source: Path, factors: RescaleFactors = FACTORS, **options: object) ->
         force=bool(options.get("force")),
         in_place=bool(options.get("in_place")),
     )
+    return (*told.steps, *told.notes)
 
 
 def refusal(source: Path, factors: RescaleFactors = FACTORS, **options: object) -> str:
@@ -264,20 +265,36 @@ def test_a_scaled_model_is_scaled_anew_by_force_only(make: Make) -> None:
         "phi3", lists={LONG: floats(2, 2, 2, 2), SHORT: floats(*OWN)}, keys={"rope.scaling.attn_factor": 1.19}
     )
     assert f"already scaled ({LONG} and {SHORT}). --force replaces" in refusal(source)
-    notes = write(source, force=True)
+    notes = write(source, replace(FACTORS, attention_temperature=1.25), force=True)
     scaled = source.with_name("scaled.gguf")
     assert np.array_equal(tensor(scaled, LONG), floats(*FACTORS.values))
     assert np.array_equal(tensor(scaled, SHORT), floats(*OWN))  # its own rotation in its own window
-    assert read_gguf_factors(scaled).attention_temperature == 1
+    assert read_gguf_factors(scaled).attention_temperature == 1.25
+    # 1.19 / 1.25: the temperature that its own short list goes with, in 32 bits
+    assert " -c 512 --yarn-attn-factor 0.95200" in notes[1]
+    assert any("--yarn-attn-factor 0.95200" in note and "back" in note for note in notes[2:])
     assert f"The file's own scaling ({LONG} and {SHORT}) was replaced." in notes
     yarn = make(keys={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.yarn_ext_factor": 1.0})
     assert "already scaled (yarn, factor 4)" in refusal(yarn, force=False, target=yarn.with_name("other.gguf"))
-    write(yarn, force=True)
+    assert "got yarn. Use --mode pinned, or give factors" in refusal(yarn, force=True)
+    write(yarn, force=True, mode="pinned")
+    write(yarn, replace(FACTORS, short_values=OWN), force=True)
     assert not [name for name in read(scaled).fields if "factor" in name and "attn_factor" not in name]
     old = make(keys={"rope.scale_linear": 2.0})
     assert "already scaled (linear, factor 2)" in refusal(old, target=old.with_name("other.gguf"))
     write(old, force=True)
     assert "llama.rope.scale_linear" not in read(scaled).fields
+
+
+def test_a_linear_model_keeps_its_own_rotation_inside_its_window(make: Make) -> None:
+    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    notes = write(make(keys=linear), force=True)
+    scaled = make().with_name("scaled.gguf")
+    assert np.array_equal(tensor(scaled, SHORT), np.full(PAIRS, 4))
+    assert "The short list is the file's own rotation inside its original window (linear, factor 4)." in notes
+    notes = write(make(keys=linear, lists={ALWAYS: floats(*OWN)}), force=True)
+    assert np.array_equal(tensor(scaled, SHORT), 4 * floats(*OWN))
+    assert any("(rope_freqs.weight times linear, factor 4)" in note for note in notes)
 
 
 def test_a_pinned_file_does_not_give_its_list_to_the_short_window(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,21 @@ def test_a_longrope_model_keeps_its_short_list_and_the_temperature_that_it_had()
     assert exported_lists(FACTORS, "dual", given).short_temperature == 1.19
 
 
+def test_a_longrope_models_own_factor_and_short_mscale_say_its_temperature() -> None:
+    own = {"type": "longrope", "short_factor": [1.1] * 8, "long_factor": [2.0] * 8}
+    windows: dict[str, Any] = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    config = LlamaConfig(
+        head_dim=16, rope_parameters={"rope_theta": 500_000.0, **own, "factor": 2.0, "rope_type": "longrope"}, **windows
+    )
+    _, temperature = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"))
+    lists = exported_lists(FACTORS, "dual", source(config={"rope_scaling": {**own, "factor": 2.0}, **windows}))
+    assert lists.short_temperature == pytest.approx(temperature, rel=1e-15)
+    assert lists.short_temperature == pytest.approx(math.sqrt(1.25), rel=1e-15)  # sqrt(1 + ln 2 / ln 16)
+    phimoe = {**own, "short_mscale": 1.24, "long_mscale": 1.3}
+    lists = exported_lists(FACTORS, "dual", source(config={"rope_scaling": phimoe, **windows}))
+    assert lists.short_temperature == 1.24
+
+
 @pytest.mark.parametrize("kind", ["default", "dynamic"])
 def test_a_model_that_is_unscaled_inside_its_window_has_ones(kind: str) -> None:
     lists = exported_lists(FACTORS, "dual", source(config={"rope_scaling": {"rope_type": kind, "factor": 4.0}}))
@@ -69,8 +85,17 @@ def test_a_scaling_that_no_list_can_say_is_refused_in_dual_and_not_in_pinned() -
     [
         ({"rope_type": "llama3", "factor": 8.0}, r"^the model's own llama3 scaling must be whole, got a fault in "),
         ({**LLAMA3, "factor": "8"}, r"^factor in config\.json must be a finite number above 0, got '8'\."),
-        ({"type": "longrope"}, r"^the model's own longrope scaling must be whole, got a fault in config"),
-        ({"type": "longrope", "short_factor": [1.0]}, r"^short_factor in config\.json must have 8 entries, got 1\.$"),
+        (
+            {"type": "longrope", "short_factor": [1.0], "attention_factor": 1.0},
+            r"^short_factor in config\.json must have 8 entries, got 1\.$",
+        ),
+        ({"rope_type": "linear", "factor": "x"}, r"^factor in config\.json must be a finite number above 0, got 'x'\."),
+        ({"type": "longrope"}, r"^short_factor in config\.json must be a list of numbers, got None\."),
+        (
+            {"type": "longrope", "short_factor": 2.0},
+            r"^short_factor in config\.json must be a list of numbers, got 2\.0",
+        ),
+        ({"type": "longrope", "short_factor": ["x"]}, r"^short_factor in config\.json must be a list of numbers, got "),
         (
             {"type": "longrope", "short_factor": [1.0] * 8},
             r"^a longrope config\.json must say max_position_embeddings and",

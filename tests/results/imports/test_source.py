@@ -76,6 +76,24 @@ def test_lists_come_back_from_every_engines_configuration_bit_for_bit(
     assert again.attention_temperature == phi3.attention_temperature
 
 
+@pytest.mark.parametrize(
+    ("engine", "temperature"),
+    [(name, 1.12) for name in ("mlx", "exllamav2", "exllamav3", "tensorrt-llm")] + [("mlx", 1.0)],
+)
+def test_target_and_temperature_come_back_where_another_window_is_declared(
+    tmp_path: Path, engine: str, temperature: float
+) -> None:
+    factors = longrope2_factors(96, 1e4, original_length=2048, target_length=8192).with_temperature(temperature)
+    export = ENGINES[engine].export
+    assert export is not None
+    (text,) = [text for text in export(factors, "dual", None).files.values() if "long_factor" in text]
+    declared = json.loads(text)["max_position_embeddings"]
+    assert declared != 8192
+    again = import_source(saved(tmp_path, "exported.json", text), Given())
+    assert (again.factors.target_length, again.factors.attention_temperature) == (8192, temperature)
+    assert any(f"Or give --target-length {declared}." in note for note in again.notes)
+
+
 def test_a_temperature_for_each_window_comes_back_from_vllm(tmp_path: Path, phi3: RescaleFactors) -> None:
     factors = longrope2_factors(96, 1e4, original_length=4096, target_length=16_384).with_temperature(1.25)
     export = ENGINES["vllm"].export
@@ -163,6 +181,9 @@ def test_a_gguf_file_comes_back_in_float32(tmp_path: Path) -> None:
     assert factors.values == (1.0, float(np.float32(30.1)))
     assert factors.short_values == (1.0, float(np.float32(1.1)))
     assert (factors.original_length, factors.target_length, factors.base) == (4096, 131_072, 1e4)
+    shouted = path.rename(tmp_path / "MODEL.GGUF")
+    assert import_source(str(shouted), Given()).factors.values == factors.values
+    path = shouted
     with pytest.raises(
         ValueError, match=rf"^{re.escape(str(path))}: --base must be what the source says, 10000, got 5"
     ):

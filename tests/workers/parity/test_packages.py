@@ -1,11 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from results.parity import UNVERIFIED
+from tests.workers.parity.rotations import factors_of
+from workers.parity.engines import ParityEngine, Setting
 from workers.parity.packages import EnginePackage, installed_package, unzipped_packages
 from workers.parity.probe import Probe
-from workers.parity.process import EngineError, rotations
+from workers.parity.process import EngineError, ask, rotations
 from workers.parity.source import block, cut, load_file, run, stub
+from workers.parity.verification import verify_engine, windows
 
 
 def test_an_installed_package_is_found_without_importing_it() -> None:
@@ -67,3 +72,41 @@ def test_an_engine_whose_code_fails_is_told_by_its_last_line(tmp_path: Path) -> 
     probe = Probe(root=str(tmp_path), config={}, overrides={}, rotary_dim=2, server_length=3, inputs=((0, 1),))
     with pytest.raises(EngineError, match=r"FileNotFoundError: .*rope\.py"):
         rotations("workers.parity.exllamav2_rotation", probe)
+
+
+def test_the_cause_is_told_where_an_error_ends_in_advice(tmp_path: Path) -> None:
+    program = "raise ImportError('hub>=0.34,<1.0 is required, but found hub==1.2.\\nTry: `pip install x -U`')"
+    (tmp_path / "advising.py").write_text(program)
+    with pytest.raises(EngineError, match=r"^ImportError: hub>=0\.34,<1\.0 is required, but found hub==1\.2\.$"):
+        ask("advising", [], "", search_paths=[tmp_path])
+
+
+def test_an_unzipped_engine_is_tried_with_what_lies_beside_it_where_the_installed_does_not_do(tmp_path: Path) -> None:
+    for name, text in (
+        ("a/an_engine", "import its_hub"),
+        ("hub/its_hub", ""),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").write_text(text)
+    (tmp_path / "a/asking.py").write_text(
+        "import an_engine\n"
+        "def rotate(probe): return [[[[1.0] * 32] * len(each), [[0.0] * 32] * len(each)] for each in probe.inputs]\n"
+    )
+    engine = ParityEngine(
+        package="an_engine",
+        distribution="an-engine",
+        module="asking",
+        settings=lambda factors, length: [Setting("", length, (length,))],
+        imports=("an_engine",),
+    )
+    factors = factors_of()
+
+    def verdict(engine: ParityEngine) -> str:
+        (row,) = verify_engine(
+            "an engine", engine, EnginePackage(tmp_path / "a/an_engine", "1"), factors,
+            config={}, overrides={}, expected=windows(factors, "dual", {}, scaling="default"), folder=tmp_path,
+        )  # fmt: skip
+        return row.verdict
+
+    assert verdict(engine) == f"{UNVERIFIED}ModuleNotFoundError: No module named 'its_hub'"
+    assert not verdict(replace(engine, beside=("its_hub",))).startswith(UNVERIFIED)
