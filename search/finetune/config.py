@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "gpus_per_worker",
     "cpus_per_worker",
     "retries",
+    "training.activation_checkpointing",
     "training.checkpoint_steps",
     "training.num_checkpoints",
     "training.log_steps",
@@ -76,7 +77,7 @@ class FinetuneConfig:
     gguf_file: str | None = None
     """Name of a GGUF file inside the folder `model`."""
     original_length: int | None = None
-    """Pre-training window in tokens; default: what the factors say."""
+    """Pre-training window in tokens; default: that of the search that made the factors, else what the model says."""
     factors: str = ""
     """File of factors, or run directory of a search."""
     data: str = ""

@@ -62,7 +62,7 @@ def prepare(config: FinetuneConfig, run_dir: Path) -> Prepared:
     search, factors = _factors(config)
     files = ModelFiles(config.model, config.gguf_file)
     model = describe_model(
-        config.model, gguf_file=config.gguf_file, original_length=config.original_length or factors.original_length
+        config.model, gguf_file=config.gguf_file, original_length=_original_length(config, search, files, factors)
     )
     window_factors = _window_factors(factors, files.config(), model)
     mixture = config.mixture.resolve(
@@ -95,6 +95,16 @@ def _factors(config: FinetuneConfig) -> tuple[Mapping[str, object], RescaleFacto
     factors = load_factors(folder / FACTORS if path.is_dir() else path)
     is_of_run = RunDirectory.holds_run(folder) and (path.is_dir() or path.name == FACTORS)
     return (RunDirectory.read_config(folder) if is_of_run else {}), factors
+
+
+def _original_length(
+    config: FinetuneConfig, search: Mapping[str, object], files: ModelFiles, factors: RescaleFactors
+) -> int | None:
+    """Return the window that the user or the search said, else the factors' where the model says none; None for its."""
+    said = config.original_length or search.get("original_length")
+    if isinstance(said, int):
+        return said
+    return None if files.say_their_window() else factors.original_length
 
 
 def _window_factors(factors: RescaleFactors, config: PreTrainedConfig, model: ModelDescription) -> WindowFactors:

@@ -26,7 +26,7 @@ from results.tuning import read_training_log
 from results.tuning_outcome import OUTCOME, Kept, Measured, Outcome, measured_from, measured_json
 from search.finetune.config import MAY_CHANGE, FinetuneConfig, resolved_settings
 from search.finetune.outcome import measure, measure_short, short_window
-from search.finetune.preparation import Prepared, make_packs, prepare, source_model
+from search.finetune.preparation import Prepared, make_packs, prepare, source_model, tokens_folder
 from search.finetune.showing import show
 from search.place import run_directory_path
 from search.precision import resolved_precision
@@ -147,6 +147,8 @@ def _measured_before(config: FinetuneConfig, prepared: Prepared, run: RunDirecto
 
 
 def _train(config: FinetuneConfig, prepared: Prepared, run: RunDirectory) -> None:
+    if config.workers > 0:
+        config = _from_anywhere(config)
     load = partial(_load_trainable, config.model, config.gguf_file, config.weights)
     identity = {name: prepared.facts[name] for name in ("model_fingerprint", "packs")}
     size = prepared.mixture.micro_batch_size
@@ -185,6 +187,18 @@ def _train(config: FinetuneConfig, prepared: Prepared, run: RunDirectory) -> Non
         max_failures=config.retries,
     )
     train_on_cluster(job, workers, resume=True)
+
+
+def _from_anywhere(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the same with absolute paths: Ray Train's workers start in folders of their own, in submitted jobs too."""
+    model = Path(config.model)
+    sources = {name: Path(path).absolute() for name, path in config.sources.items()}
+    return replace(
+        config,
+        model=str(model.absolute()) if model.exists() else config.model,
+        data=",".join(f"{name}={path}" for name, path in sources.items()),
+        tokens=str(tokens_folder(config)),
+    )
 
 
 def _load_trainable(model: str, gguf_file: str | None, weights: str) -> TrainableModel:

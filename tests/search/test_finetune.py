@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,11 @@ from search.finetune.outcome import Yardstick, build_yardstick
 from search.finetune.run import run_finetune
 from workers.model import describe_model, load_model
 from workers.reference.documents import Documents
+from workers.tuning import cluster
+from workers.tuning.cluster import TrainingJob, TrainingWorkers
 from workers.tuning.kept_logits import divergence, log_probabilities
 from workers.tuning.mixture_config import MixtureConfig
+from workers.tuning.trainer import TrainingResult
 from workers.tuning.training_config import TrainingConfig
 
 CONFIGS = Path(__file__).parents[2] / "search" / "configs"
@@ -214,6 +218,25 @@ def test_measurements_do_not_depend_on_what_is_trained_on(folder: Path) -> None:
         assert document.split == "heldout"
         words = str(description.tokenizer.decode(document.token_ids[60:80]))
         assert words.strip()[:20] in heldout or document.needle.key in words
+
+
+def test_workers_that_start_in_another_folder_find_model_and_data(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train gives each worker a working directory of its own, where relative paths lead nowhere."""
+
+    def train_elsewhere(job: TrainingJob, workers: TrainingWorkers, *, resume: bool) -> TrainingResult:
+        with monkeypatch.context() as there:
+            there.chdir(tmp_path)
+            return job.run(resume=resume, progress=False)
+
+    monkeypatch.setattr(cluster, "train_on_cluster", train_elsewhere)
+    here = {name: os.path.relpath(folder / name) for name in ("documents.jsonl", "tokens")}
+    config = config_of(folder, workers=2, run_dir=str(tmp_path / "run"), tokens=here["tokens"])
+
+    assert run_finetune(replace(config, data=f"both={here['documents.jsonl']}")).num_steps == 2
+    assert not Path(MODEL).is_absolute()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "tokens are where the driver keeps them"
 
 
 def test_sources_are_named_by_their_files_or_by_their_user(folder: Path) -> None:

@@ -127,6 +127,15 @@ def test_factors_of_another_window_are_refused(folder: Path) -> None:
     )
 
 
+def test_factors_of_a_longer_window_than_the_model_says_are_refused_unless_that_is_said(folder: Path) -> None:
+    """Else the short window would be trained and measured beyond where the model's own rotation reaches."""
+    yarn_factors(32, 500.0, original_length=320, target_length=512).save(folder / "factors.json")
+
+    assert "--factors must be for original_length 256 as the model has it, got 320" in refusal(folder)
+    prepared = prepare(config_of(folder, original_length=320), folder / "run")
+    assert prepared.factors.short.original_length == 320
+
+
 def test_factors_that_extend_nothing_are_refused(folder: Path) -> None:
     yarn_factors(32, 500.0, original_length=256, target_length=256).save(folder / "factors.json")
 
@@ -188,6 +197,7 @@ def test_a_run_of_other_settings_is_not_taken_up(folder: Path, capsys: pytest.Ca
     (folder / "finetune.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     words = ["finetune", "--config", str(folder / "finetune.yaml"), "--run-dir", str(folder / "run")]
     assert main(words) == 0
+    assert main([*words, "--training.activation-checkpointing", "true"]) == 0, "it moves no loss, and may be what fits"
     capsys.readouterr()
 
     assert main([*words, "--training.learning-rate", "1e-3", "--seed", "1"]) == 2

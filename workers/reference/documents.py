@@ -36,6 +36,7 @@ KINDS: tuple[Kind, ...] = ("needle", "text", "needle", "needle")
 _MOST_CHARACTERS = 64_000_000  # read of a corpus
 _NUM_SPECIAL = 2  # <s> and </s>
 _NUM_FITTINGS = 4
+_NUM_DRAWS = 20  # of needles that hardly fit
 _NEEDLES_PER_DRAW = 2000
 _TOKENS_PER_NEEDLE = 112  # a needle's sentence, question and answer have about 65
 _NOISE_SHARE = 0.5
@@ -106,7 +107,7 @@ class Documents:
             length: Tokens, special ones included.
 
         Raises:
-            ValueError: The text is too short for it.
+            ValueError: The text is too short for it, or it for what it is made for.
         """
         num_tokens = length - _NUM_SPECIAL
         for told, starts in (("search split of the corpus", self._starts), ("noise", self._noise_starts)):
@@ -115,7 +116,17 @@ class Documents:
                     f"the {told} must have more than {num_tokens} tokens, got {len(starts)}. Give a longer corpus, or "
                     "draw shorter documents."
                 )
-        write = self._needle(num_tokens) if kind == "needle" else self._stretch()
+        for _ in range(_NUM_DRAWS):
+            write = self._needle(num_tokens) if kind == "needle" else self._stretch()
+            found, text = self._fitted(write, num_tokens)
+            if found:
+                return Document(kind, text, found + _NUM_SPECIAL)
+        raise ValueError(
+            f"a document of kind {kind} must have room for what it is made of, got {length} tokens. Make it longer."
+        )
+
+    def _fitted(self, write: Write, num_tokens: int) -> tuple[int, str]:
+        """Return the longest text of a few attempts that is no longer than wanted, with its tokens; 0 where none is."""
         wanted, found, text = num_tokens, 0, ""
         for _ in range(_NUM_FITTINGS):
             tried = write(wanted)
@@ -125,7 +136,7 @@ class Documents:
             if got == num_tokens:
                 break
             wanted += num_tokens - got
-        return Document(kind, text, found + _NUM_SPECIAL) if found else self.draw(kind, length)
+        return found, text
 
     def _needle(self, num_tokens: int) -> Write:
         """Hide needles in book text or noise, and ask for all of them."""

@@ -141,17 +141,23 @@ def special_tokens(tokenizer: "PreTrainedTokenizerBase") -> SpecialTokens:
 def _opened(folder: Path, skip_unreadable: bool) -> TokenisedDocuments:
     import datasets
 
-    facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest = Manifest(
-        fingerprint=facts["fingerprint"],
-        source_names=tuple(facts["source_names"]),
-        skipped=tuple(facts["skipped"]),
-    )
+    try:
+        facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = Manifest(
+            fingerprint=facts["fingerprint"],
+            source_names=tuple(facts["source_names"]),
+            skipped=tuple(facts["skipped"]),
+        )
+        documents = TokenisedDocuments(datasets.load_from_disk(str(folder / "documents")), manifest)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"the tokens that are kept in {folder} must be whole, got: {error}. Remove that folder: they are made anew."
+        ) from error
     if manifest.skipped and not skip_unreadable:
         raise ValueError(_unreadable(manifest.skipped))
     for problem in manifest.skipped:
         logger.warning("left out: %s", problem)
-    return TokenisedDocuments(datasets.load_from_disk(str(folder / "documents")), manifest)
+    return documents
 
 
 def _make(

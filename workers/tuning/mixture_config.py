@@ -105,8 +105,8 @@ class MixtureConfig:
             target_length: What the factors are for, tokens.
 
         Raises:
-            ValueError: A pack is shorter than a document may be, long documents fit into the original window, or a
-                length bin holds short and long documents.
+            ValueError: A pack is shorter than a document may be, or reaches beyond the target length; long documents
+                fit into the original window; or a length bin holds short and long documents.
         """
         original = self.original_length if self.original_length is not None else original_length
         resolved = replace(
@@ -116,6 +116,7 @@ class MixtureConfig:
             long_min_tokens=self.long_min_tokens if self.long_min_tokens is not None else original + 1,
         )
         _check_lengths(resolved)
+        _check_reach(resolved, target_length)
         return resolved
 
     def bins(self) -> tuple[LengthBin, ...]:
@@ -164,6 +165,19 @@ def _check_lengths(config: MixtureConfig) -> None:
                 f"pack_length must hold a document of every bin, got {pack_length} with {length_bin}. "
                 "Raise pack_length, or lower the bin's bounds."
             )
+
+
+def _check_reach(config: MixtureConfig, target_length: int) -> None:
+    """Refuse positions in long packs for which there are no factors."""
+    assert config.pack_length is not None
+    whole = config.long_mask == "full"
+    reach = config.pack_length if whole else min(config.pack_length, config.long_max_tokens)
+    if reach > target_length and any(config.is_long(length_bin) for length_bin in config.bins()):
+        name = "pack_length" if whole else "pack_length or long_max_tokens"
+        raise ValueError(
+            f"{name} must be at most the target length of {target_length}, got {reach}: the factors are for no more. "
+            "Lower it, or take factors for a longer window."
+        )
 
 
 def _overlap(one: LengthBin, other: LengthBin) -> bool:

@@ -91,7 +91,11 @@ class WindowTrainer(Trainer):
         checkpoints: Checkpoints,
         config: TrainingConfig,
     ) -> None:
+        own: Any = model.config
+        uses_cache = getattr(own, "use_cache", None)
         super().__init__(model=model, args=arguments, train_dataset=packs, data_collator=collate)
+        if uses_cache is not None:
+            own.use_cache = uses_cache  # the Trainer turns it off, and what is saved would say so
         self.remove_callback(PrinterCallback)
         self.switch = WindowSwitch(model, factors)  # type: ignore[arg-type]
         """Between the windows."""

@@ -74,6 +74,12 @@ def test_a_text_that_is_too_short_is_refused() -> None:
         documents.draw("text", 256)
 
 
+@pytest.mark.parametrize("length", [1, 30])
+def test_a_document_without_room_for_a_needle_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"a document of kind needle must have room .*, got {length} tokens"):
+        drawn_with().draw("needle", length)
+
+
 def test_the_program_writes_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "documents.jsonl"
     words = ["documents", "--out", str(out), "--num-short", "4", "--num-long", "2", "--target-length", "512"]

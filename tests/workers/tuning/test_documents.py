@@ -145,6 +145,19 @@ def test_a_file_that_cannot_be_read_is_named_and_left_out_whole_only_where_asked
         tokenise({"data": data}, tokenizer, tmp_path / "kept")
 
 
+@pytest.mark.parametrize("pattern", ["manifest.json", "documents/*.arrow"])
+def test_kept_tokens_that_are_damaged_are_named(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, pattern: str
+) -> None:
+    source, kept = write_json_lines(tmp_path / "a.jsonl", TEXTS), tmp_path / "kept"
+    tokenise({"a": source}, tokenizer, kept)
+    (folder,) = kept.iterdir()
+    (damaged,) = folder.glob(pattern)
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"the tokens that are kept in {folder} must be whole, got: .* Remove that"):
+        tokenise({"a": source}, tokenizer, kept)
+
+
 def test_data_that_is_not_there_is_an_error_even_where_files_may_be_left_out(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

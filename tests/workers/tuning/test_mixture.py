@@ -329,6 +329,11 @@ NO_PACKS: list[tuple[Callable[[], object], str]] = [
         lambda: mixture(pack_length=5, long_share=0.0),
         "pack_length must hold a document of every bin, got 5 with 6 to 32 tokens. Raise pack_length, or lower",
     ),
+    (lambda: mixture(pack_length=999), "pack_length must be at most the target length of "),
+    (
+        lambda: mixture(pack_length=999, long_mask="document", long_max_tokens=999),
+        "pack_length or long_max_tokens must",
+    ),
     (lambda: mixture(pack_length=32), "pack_length must hold a document of every bin, got 32 with 33 to 250 tokens."),
     (lambda: mixture(long_min_tokens=32), "long_min_tokens must be above the original window of 32, got 32. Raise it."),
     (lambda: mixture(long_max_tokens=32), "long_max_tokens must be at least long_min_tokens 33, got 32. Raise it."),

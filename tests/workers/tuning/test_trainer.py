@@ -1,5 +1,6 @@
 """Training: the loss that is minimised, the curve after a kill, and what stops a run."""
 
+import json
 import os
 import resource
 import shutil
@@ -89,6 +90,17 @@ def test_plain_transformers_loads_what_is_saved_in_the_precision_it_came_in(undi
     assert model.config.architectures == ["LlamaForCausalLM"]
     before: Any = AutoModelForCausalLM.from_pretrained(REFERENCE)
     assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
+
+
+def test_what_is_saved_is_configured_as_the_model_that_came_in(undisturbed: Path) -> None:
+    """The Trainer turns use_cache off, with which the saved model would give no cache to its user."""
+    before, after = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for folder in (REFERENCE, undisturbed / "model")
+    )
+    before.pop("transformers_version")
+    after.pop("transformers_version")
+    assert after == before
 
 
 def test_activation_checkpointing_computes_the_same_curve(undisturbed: Path, tmp_path: Path) -> None:
