@@ -23,6 +23,7 @@ from results.evaluation import (
 from results.row_store import read_rows, table_path
 from results.summary import SUMMARY, Summary
 from results.text_loss_tables import perplexities, retained
+from results.tuning_outcome import OUTCOME, Outcome
 
 Format = Literal["table", "csv", "json"]
 """How a table is written."""
@@ -32,15 +33,15 @@ def compare(runs: Sequence[Path]) -> pd.DataFrame:
     """Return the results of finished runs, one below the other.
 
     Args:
-        runs: Run directories of searches and evaluations; distinct names.
+        runs: Run directories of searches, evaluations and fine-tunings; distinct names.
 
     Returns:
         One row per run, factors, task and length: columns run, factors, task, length (tokens; missing for tasks of
         lm-evaluation-harness), value, unit, num_samples. A search has the task "needle", with the held-out and the
         original perplexity. An evaluation has its tasks with the mean score in percent, "perplexity" and its other
         forms, "retention switched" and "retention pinned" with the mean Kullback-Leibler divergence from the original
-        model in nats per position, and the harness's tasks with each metric as a unit. A value that is not finite is
-        missing.
+        model in nats per position, and the harness's tasks with each metric as a unit. A fine-tuning has "needle" and
+        "perplexity", before and after in place of the factors. A value that is not finite is missing.
 
     Raises:
         ValueError: A folder holds no finished run, or one of a version that cannot be read, or two have one name.
@@ -89,8 +90,10 @@ def _results(run: Path) -> pd.DataFrame:
         return pd.concat(found, ignore_index=True)
     if (run / SUMMARY).is_file():
         return _needle_perplexities(run)
+    if (run / OUTCOME).is_file():
+        return _tuned(run)
     raise ValueError(
-        f"a comparison must be of finished runs, got {run}, which has neither {SUMMARY} nor any of "
+        f"a comparison must be of finished runs, got {run}, which has neither {SUMMARY} nor {OUTCOME} nor any of "
         f"{', '.join(f'{name}.parquet' for name in readers)}. Finish it by its own command, or leave it out."
     )
 
@@ -119,6 +122,32 @@ def _harness(run: Path) -> pd.DataFrame:
     rows = read_rows(run, HARNESS, HarnessScore)
     named = rows.rename(columns={"contender": "factors", "metric": "unit"})
     return named.assign(length=math.nan, value=named["value"].astype(float))
+
+
+def _tuned(run: Path) -> pd.DataFrame:
+    """Return what a fine-tuning was measured at: before, after, and after as plain transformers serves it."""
+    try:
+        outcome = Outcome.from_json((run / OUTCOME).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{run / OUTCOME}: {error}") from error
+    states = {
+        "before": outcome.before,
+        "after": outcome.after,
+        "after, plain transformers": outcome.after_plain_transformers,
+    }
+    rows = [
+        {"factors": state, "task": task, "length": length, "value": value}
+        for state, measured in states.items()
+        if measured is not None
+        for task, length, value in (
+            ("needle", outcome.target_length, measured.needle_target),
+            ("needle", outcome.original_length, measured.needle_original),
+            ("perplexity", outcome.target_length, measured.plain_target),
+            ("perplexity", outcome.original_length, measured.plain_original),
+        )
+        if not (state == "after, plain transformers" and math.isnan(value))  # at the target it is what "after" is
+    ]
+    return pd.DataFrame(rows).assign(run=run.name, unit="perplexity", num_samples=math.nan)
 
 
 def _needle_perplexities(run: Path) -> pd.DataFrame:

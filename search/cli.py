@@ -130,7 +130,7 @@ def _build_comparison_parser() -> ArgumentParser:
     parser = _DashedParser(
         exit_on_error=False, allow_abbrev=False, description="Print the results of finished runs side by side."
     )
-    parser.add_argument("runs", type=str, nargs="+", help="run directories of searches and evaluations")
+    parser.add_argument("runs", type=str, nargs="+", help="run directories of searches, evaluations and fine-tunings")
     parser.add_argument("--format", type=Literal["table", "csv", "json"], default="table", help="how it is written")
     return parser
 

@@ -13,6 +13,7 @@ from results.comparison import compare, written
 from results.evaluation import SCORES, SampleScore
 from results.row_store import RowStore
 from results.summary import MethodResult, Summary
+from results.tuning_outcome import Kept, Measured, Outcome
 from search.cli import main
 from tests.results.evaluation_runs import answers, harness, kept, text_loss, write_evaluation
 
@@ -142,6 +143,35 @@ def test_every_form_holds_what_has_no_length_or_no_finite_value(runs: list[Path]
     assert read["length"].isna().sum() == 2
 
 
+def test_a_fine_tuning_stands_with_what_it_was_measured_at_before_and_after(tmp_path: Path) -> None:
+    nan = math.nan
+    outcome = Outcome(
+        model="m",
+        method="yarn",
+        candidate="0" * 16,
+        original_length=256,
+        target_length=1024,
+        before=Measured(needle_target=1.4, needle_original=1.1, plain_target=77.0, plain_original=76.0),
+        after=Measured(needle_target=1.2, needle_original=1.0, plain_target=68.0, plain_original=69.0),
+        after_plain_transformers=Measured(
+            needle_target=nan, needle_original=1.05, plain_target=nan, plain_original=80.0
+        ),
+        kept=Kept(mean_divergence=0.1, same_top=0.7, num_positions=1024),
+        num_steps=60,
+        num_tokens={"long": 1, "short": 1},
+        training_seconds=1.0,
+        run_directory="/r",
+    )
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "outcome.json").write_text(outcome.to_json())
+    rows = compare([tmp_path / "tuned"]).set_index(["task", "length", "factors"])["value"]
+    assert rows["needle", 1024, "before"] == 1.4
+    assert rows["needle", 1024, "after"] == 1.2
+    assert rows["perplexity", 256, "after"] == 69.0
+    assert rows["perplexity", 256, "after, plain transformers"] == 80.0
+    assert len(rows) == 10  # at the target plain transformers is what "after" is
+
+
 def test_json_keeps_every_digit_of_a_divergence(tmp_path: Path) -> None:
     row = replace(kept("yarn", "pinned", moved=1.0), sum_divergence=3.21e-12, num_positions=1)
     (record,) = json.loads(written(compare([write_evaluation(tmp_path / "run", retention=[row])]), "json"))
@@ -177,7 +207,10 @@ def test_what_is_no_finished_run_is_refused_in_one_line(
         ([tmp_path / "nowhere"], "a comparison must be of finished runs, got "),
         ([tmp_path / "older"], "older/summary.json: "),
         ([tmp_path / "old"], "old/retention.parquet must have version 1 and the columns "),
-        ([unfinished], "which has neither summary.json nor any of scores.parquet, text_losses.parquet, retention.parq"),
+        (
+            [unfinished],
+            "which has neither summary.json nor outcome.json nor any of scores.parquet, text_losses.parquet, ",
+        ),
         ([runs[0], tmp_path / "again" / "search"], "runs must have distinct names, got search, search. Drop one"),
     ):
         assert main(["compare", *map(str, wrong)]) == 2
