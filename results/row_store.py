@@ -169,7 +169,9 @@ def _rows_of(content: bytes, path: Path, kind: type[RowType]) -> list[RowType]:
 def _step(line: bytes, path: Path, kind: type[RowType]) -> list[RowType]:
     try:
         step = json.loads(line)
-        return [kind(**row) for row in (step if isinstance(step, list) else [step])]
+        if not isinstance(step, list):
+            raise TypeError("a step must be a list of rows")
+        return [kind(**row) for row in step]
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must hold the {path.stem} that Ropewalk writes, got a line with a fault: {error}. Read it with "

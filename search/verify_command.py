@@ -22,6 +22,7 @@ from workers.parity.engines import PARITY_ENGINES, ParityEngine
 from workers.parity.logits import (
     NUM_SPREAD,
     Contender,
+    LogitsVerdict,
     Prompt,
     contenders,
     exported_model,
@@ -229,16 +230,8 @@ def _transformers_logits(
             reference_logits(loaded, rotations, prompt),
             wanted_name(num_tokens, original, config.mode),
         )
-        row = ParityRow(
-            engine="transformers",
-            version=package.version,
-            setting=f"{len(prompt.ids)} tokens spread over",
-            num_tokens=num_tokens,
-            factors=found.factors,
-            logits_ratio=found.ratio,
-            verdict=found.verdict,
-        )
-        rows.append(row)
+        setting = f"{len(prompt.ids)} tokens spread over"
+        rows.append(_judged("transformers", package.version, setting, num_tokens, found))
     return rows
 
 
@@ -277,17 +270,20 @@ def _llama_cpp_logits(
                 continue
             references = reference_logits(loaded, rotations, prompt)
             judged = judge_logits(logits, references, wanted_name(context_length, factors.original_length, config.mode))
-            row = ParityRow(
-                engine=LLAMA_CPP,
-                version=version,
-                setting=setting,
-                num_tokens=num_tokens,
-                factors=judged.factors,
-                logits_ratio=judged.ratio,
-                verdict=judged.verdict,
-            )
-            rows.append(row)
+            rows.append(_judged(LLAMA_CPP, version, setting, num_tokens, judged))
     return rows
+
+
+def _judged(engine: str, version: str, setting: str, num_tokens: int, found: LogitsVerdict) -> ParityRow:
+    return ParityRow(
+        engine=engine,
+        version=version,
+        setting=setting,
+        num_tokens=num_tokens,
+        factors=found.factors,
+        logits_ratio=found.ratio,
+        verdict=found.verdict,
+    )
 
 
 def _contexts(factors: RescaleFactors) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ Shapes: B documents, Q queries, K keys, H query heads, G key heads, D dimensions
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -123,8 +123,29 @@ def register(found: Mapping[str, Attend]) -> None:
         found: Kernels by name.
     """
     for name, attend in found.items():
-        AttentionInterface.register(PREFIX + name, partial(_forward, attend))
-        AttentionMaskInterface.register(PREFIX + name, flash_attention_mask)
+        make_known(PREFIX + name, partial(_forward, attend))
+
+
+def make_known(name: str, forward: Callable[..., tuple[Tensor, None]]) -> None:
+    """Make an attention implementation known to transformers, which then makes no mask of length^2 for it.
+
+    Args:
+        name: By which a model's configuration asks for it.
+        forward: Called by the model's layers.
+    """
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, flash_attention_mask)
+
+
+def is_plain(module: nn.Module, attention_mask: Tensor | None, dropout: float, is_causal: bool | None) -> bool:
+    """Return whether a layer asks for causal attention without padding and dropout, which is all that our kernels do.
+
+    Args:
+        module: The layer's attention.
+        attention_mask, dropout, is_causal: As transformers hands them to an implementation.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return attention_mask is None and not dropout and bool(causal)
 
 
 def _forward(
@@ -144,8 +165,7 @@ def _forward(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attend as transformers asks for it; what it hands to flash attention is all that is needed."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is not None or dropout or not causal:
+    if not is_plain(module, attention_mask, dropout, is_causal):
         raise ValueError("attention must be causal, without padding and dropout, got otherwise. Use another kernel.")
     scale = query_BHQD.shape[-1] ** -0.5 if scaling is None else scaling
     terms = AttentionTerms(scale, sliding_window, softcap, s_aux)

@@ -17,7 +17,8 @@ import torch
 from results.export.engine import Mode
 from results.export.gguf_file import read_gguf_factors, write_gguf
 from rope.factors import RescaleFactors
-from tests.engines.reference_gguf import BASE, REFERENCE, ROTARY_DIM, WINDOW, write_dequantised, write_llama
+from tests.engines.reference_gguf import BASE, REFERENCE, ROTARY_DIM, WINDOW, write_dequantised
+from tests.workers.llama_gguf import write_llama
 from workers.model import LoadedModel, load_model
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: make engines")

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig, T5Config
 
+from tests.workers.llama_gguf import write_llama
 from workers.attention import attention_implementation
 from workers.geometry import RopeGeometry
 from workers.model import LoadedModel, describe_model, load_model
@@ -189,7 +188,7 @@ def test_a_gguf_file_gives_the_logits_of_the_weights_that_were_written(
 ) -> None:
     source = load_on_cpu(save_model(gguf_config()))
     file = tmp_path / "tiny.gguf"
-    write_gguf(source, file)
+    write_llama(source.model, file, tokenizer=source.tokenizer)
     for loaded in (load_on_cpu(file), load_on_cpu(tmp_path, gguf_file="tiny.gguf")):
         assert loaded.geometry == RopeGeometry(8, 5e5, 64)
         ids = loaded.tokenizer("magic 67", add_special_tokens=False)["input_ids"]
@@ -234,42 +233,6 @@ def gguf_config() -> LlamaConfig:
         bos_token_id=256,
         eos_token_id=257,
     )
-
-
-def write_gguf(loaded: LoadedModel, file: Path) -> None:
-    """Write a Llama as llama.cpp's converter does: float32, names of its own, q and k with their pairs interleaved."""
-    config = loaded.model.config
-    writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = loaded.tokenizer.get_vocab()
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
-    writer.add_token_types([1] * 256 + [3] * 3)
-    writer.add_token_scores([0.0] * config.vocab_size)
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in loaded.model.state_dict().items():
-        array = tensor.numpy()
-        for projection, num_heads in heads.items():
-            if projection in name:
-                pairs = array.reshape(num_heads, 2, config.head_dim // 2, config.hidden_size)
-                array = pairs.swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(str(names.get_name(name, try_suffixes=(".weight",))), np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_several_devices_that_cannot_be_had_are_refused(folder: Path) -> None:

@@ -13,10 +13,9 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import flash_attention_mask
+from transformers import PreTrainedModel
 
-from workers.attention import PREFIX, attention_implementation, attention_shape
+from workers.attention import PREFIX, attention_implementation, attention_shape, is_plain, make_known
 from workers.attention_kernels import AttentionTerms
 from workers.tuning.attention_kernels import Documents, PackedAttend, packed_kernels
 from workers.tuning.attention_probe import kernel_refusal, model_refusal, probe_packs, window_refusal
@@ -132,8 +131,7 @@ def register_packed(found: Mapping[str, PackedAttend]) -> None:
         found: Kernels by name.
     """
     for name, attend in found.items():
-        AttentionInterface.register(PACKED + name, partial(_forward, attend))
-        AttentionMaskInterface.register(PACKED + name, flash_attention_mask)
+        make_known(PACKED + name, partial(_forward, attend))
 
 
 def _forward(
@@ -155,8 +153,7 @@ def _forward(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attend as transformers asks for it."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if attention_mask is not None or dropout or not causal:
+    if not is_plain(module, attention_mask, dropout, is_causal):
         raise ValueError("packed attention must be causal, without padding and dropout, got otherwise. Use another.")
     if cu_seq_lens_q is None or max_length_q is None:
         raise ValueError(
