@@ -87,7 +87,13 @@ def _generated(
     original_length = loaded.geometry.original_length
     try:
         return generate(
-            loaded.model, prompts, decoding, long=factors, short=factors.short, original_length=original_length
+            loaded.model,
+            prompts,
+            decoding,
+            long=factors,
+            short=factors.short,
+            original_length=original_length,
+            warns=False,
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -40,6 +40,7 @@ def generate(
     long: RescaleFactors,
     short: RescaleFactors | None = None,
     original_length: int | None = None,
+    warns: bool = True,
 ) -> list[Generation]:
     """Return what a model writes after each prompt, with the factors that belong to each row's length.
 
@@ -59,6 +60,8 @@ def generate(
         long: Factors beyond the original window.
         short: Factors inside it; None for the model as it was loaded, bit for bit.
         original_length: Most tokens for which the short factors hold; None for that of the long ones.
+        warns: Whether the log says that a row may outgrow the target of the long factors; off for a caller of many
+            batches, who says it once.
 
     Returns:
         One for each prompt, in their order.
@@ -76,7 +79,8 @@ def generate(
         raise ValueError(f"original_length must be at least 1 token, got {border}. Correct it.")
     rows = _rows(model, prompts, decoding)
     stop_token_ids = _stop_token_ids(model, decoding)
-    _warn_beyond_target(rows, decoding, long)
+    if warns:
+        _warn_beyond_target(rows, decoding, long)
     with _evaluating(model), RopePatch(model) as patch:
         # Both at once: factors of another model are refused before anything is read
         for factors in (long, *([short] if short else [])):

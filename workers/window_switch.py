@@ -229,6 +229,7 @@ class SwitchingLM(HFLM):  # type: ignore[misc]
                 read,
                 decoding,
                 long=self.factors,
+                warns=False,
                 short=self.factors.short,
                 original_length=self._border,
             )

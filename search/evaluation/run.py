@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,7 +89,7 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, pd.DataFrame]:
         def write_provenance() -> None:
             run.write_json(PROVENANCE, asdict(_provenance(run, config, started)) | {"earlier": earlier})
 
-        with _said_once(), _progress(console) as progress:
+        with _progress(console) as progress:
             if _measure(contenders, measures, stores, progress, begin=write_provenance):
                 write_provenance()  # again, with the time of the end
         frames = {name: store.finish() for name, store in stores.items()}
@@ -131,18 +131,6 @@ def _measure(
                 if step.told:
                     progress.update(bar, description=f"{contender.name}, {step.told}")
     return has_begun
-
-
-@contextmanager
-def _said_once() -> Iterator[None]:
-    """Silence what `read_contenders` has said of lengths beyond the factors, and every batch would say again."""
-    log = logging.getLogger("workers.generate")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _provenance(run: RunDirectory, config: EvaluationConfig, started: datetime) -> Provenance:
